@@ -19,7 +19,7 @@ class Kernel(ext.Dialect, name="kernel"):
 class DefineOp(Kernel.Operation, name="define"):
     """A kernel to build: `template` of the target, specialised by the dictionary `params`.
 
-        "kernel.define"() {sym_name = "quant_sort_0", template = "quant_sort", params = {columns = 2880 : i64, ...}} : () -> ()
+    "kernel.define"() {sym_name = "quant_sort_0", template = "quant_sort", params = {columns = 2880 : i64, ...}} : () -> ()
     """
 
     sym_name: ir.StringAttr
@@ -70,8 +70,8 @@ class LaunchOp(Kernel.Operation, name="launch", traits=[ext.Pure]):
 class AlternativesOp(Kernel.Operation, name="alternatives"):
     """`first` where M <= max_m, else `second`: two ways to the same values, chosen by M alone.
 
-        %q, %s = "kernel.alternatives"(%m) ({ ...fused...; "kernel.yield"(%a, %b) }, { ...split... })
-                 {max_m = 512 : i64, reason = "..."} : (index) -> (...)
+    %q, %s = "kernel.alternatives"(%m) ({ ...fused...; "kernel.yield"(%a, %b) }, { ...split... })
+             {max_m = 512 : i64, reason = "..."} : (index) -> (...)
     """
 
     m: ext.Operand[Any]
@@ -85,7 +85,9 @@ class AlternativesOp(Kernel.Operation, name="alternatives"):
         wanted = [out.type for out in self.results]
         for name, region in (("first", self.first), ("second", self.second)):
             if len(region.blocks) != 1:
-                self.location.emit_error(f"'kernel.alternatives' {name} region has {len(region.blocks)} blocks; it must have 1")
+                self.location.emit_error(
+                    f"'kernel.alternatives' {name} region has {len(region.blocks)} blocks; it must have 1"
+                )
                 return False
             body = list(region.blocks[0].operations)
             found = [v.type for v in body[-1].operands] if body and body[-1].name == "kernel.yield" else None

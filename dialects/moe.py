@@ -90,10 +90,18 @@ def scale_columns(columns: int, layout: str) -> int:
     return -(-groups // 8) * 8 if layout == "tiled_32x8" else groups
 
 
+def capacity(tokens: int | None, topk: int, experts: int, block: int) -> int | None:
+    """Rows S of the sorted list (contract, section 2); None where the number of tokens is not known."""
+    return None if tokens is None else tokens * topk + experts * block - min(topk, experts)
+
+
+def tile_rows(rows: int | None) -> int | None:
+    """Rows of a sorted scale tensor: whole tiles of 32."""
+    return None if rows is None else -(-rows // 32) * 32
+
+
 def _grouped(rules: _Rules, name: str, columns: int | None) -> None:
-    rules.require(
-        columns is None or columns % GROUP == 0, f"{name}'s last axis ({columns}) is no multiple of {GROUP}"
-    )
+    rules.require(columns is None or columns % GROUP == 0, f"{name}'s last axis ({columns}) is no multiple of {GROUP}")
 
 
 class EntryOp(Moe.Operation, name="entry"):
@@ -190,7 +198,10 @@ class ExpertsOp(Moe.Operation, name="experts", traits=[ext.Pure]):
         if rules.error:
             return rules.done()
         packed = str(self.x.type.element_type) == "f4E2M1FN"
-        rules.require(packed == (self.x_scales is not None), "x_scales goes with f4E2M1FN activations, and only with them")
+        rules.require(
+            packed == (self.x_scales is not None),
+            "x_scales goes with f4E2M1FN activations, and only with them",
+        )
         hidden, k = width(self.x), width(self.ids)
         _grouped(rules, "x", hidden)
         rules.shape("weights", self.weights, None, k)
@@ -204,7 +215,9 @@ class ExpertsOp(Moe.Operation, name="experts", traits=[ext.Pure]):
         _grouped(rules, "down", intermediate)
         _weight(rules, "gate_up", self.gate_up, self.gate_up_scales, (experts, rows, hidden), nk)
         _weight(rules, "down", self.down, self.down_scales, (experts, hidden, intermediate), nk)
-        rules.shape("gate_up_bias", self.gate_up_bias, experts, rows).shape("down_bias", self.down_bias, experts, hidden)
+        rules.shape("gate_up_bias", self.gate_up_bias, experts, rows).shape(
+            "down_bias", self.down_bias, experts, hidden
+        )
         _live_count_and_map(rules, self.num_tokens, self.expert_map)
         return rules.done()
 
@@ -217,7 +230,7 @@ def _weight(rules: _Rules, name: str, weight, scales, shape: tuple, nk: bool = T
     packed = str(weight.type.element_type) == "f4E2M1FN"
     rules.element(name, weight, "f4E2M1FN", "bf16", "f16", "f32")
     rules.require(packed == (scales is not None), f"{name}_scales goes with f4E2M1FN {name}, and only with it")
-    rules.require(nk or not packed, f"f4E2M1FN {name} must be stored with weight_order = \"nk\"")
+    rules.require(nk or not packed, f'f4E2M1FN {name} must be stored with weight_order = "nk"')
     if scales is not None:
         rules.shape(f"{name}_scales", scales, experts, rows, columns // GROUP)
         rules.element(f"{name}_scales", scales, "f8E8M0FNU")
@@ -263,9 +276,9 @@ class SortTokensOp(Moe.Operation, name="sort_tokens", traits=[ext.Pure]):
         tokens = dims(self.ids)[0]
         if tokens is not None and k is not None:
             rules.require(tokens < 1 << 24, f"{tokens} tokens do not fit the 24 bits of a sorted id")
-            capacity = tokens * k + experts * block - min(k, experts)
-            rules.shape("sorted_ids", self.sorted_ids, capacity).shape("sorted_weights", self.sorted_weights, capacity)
-            rules.shape("expert_ids", self.expert_ids, -(-capacity // block))
+            rows = capacity(tokens, k, experts, block)
+            rules.shape("sorted_ids", self.sorted_ids, rows).shape("sorted_weights", self.sorted_weights, rows)
+            rules.shape("expert_ids", self.expert_ids, -(-rows // block))
         return rules.done()
 
 
@@ -351,10 +364,10 @@ def _sorted_scales(rules: _Rules, columns: int | None) -> bool:
 class QuantSortOp(Moe.Operation, name="quant_sort", traits=[ext.Pure]):
     """quant per_1x32, then sort_scales, in one: scales go straight to their sorted place (contract, section 4).
 
-        %codes, %sorted = "moe.quant_sort"(%x, %sorted_ids, %num_valid) {kind = "per_1x32", scale_mode = "even",
-                          stage = 1 : i64, topk = 4 : i64, layout = "tiled_32x8"}
-                          : (tensor<?x2880xbf16>, tensor<?xi32>, tensor<2xi32>)
-                          -> (tensor<?x2880xf4E2M1FN>, tensor<?x96xf8E8M0FNU>)
+    %codes, %sorted = "moe.quant_sort"(%x, %sorted_ids, %num_valid) {kind = "per_1x32", scale_mode = "even",
+                      stage = 1 : i64, topk = 4 : i64, layout = "tiled_32x8"}
+                      : (tensor<?x2880xbf16>, tensor<?xi32>, tensor<2xi32>)
+                      -> (tensor<?x2880xf4E2M1FN>, tensor<?x96xf8E8M0FNU>)
     """
 
     x: ext.Operand[Tensor]
@@ -408,7 +421,14 @@ class GateUpOp(Moe.Operation, name="gate_up", traits=[ext.Pure]):
         if rules.error:
             return rules.done()
         rows, hidden = width(self.out), width(self.x)
-        _weight(rules, "weight", self.weight, self.weight_scales, (dims(self.weight)[0], 2 * rows, hidden), _nk(self))
+        _weight(
+            rules,
+            "weight",
+            self.weight,
+            self.weight_scales,
+            (dims(self.weight)[0], 2 * rows, hidden),
+            _nk(self),
+        )
         rules.shape("bias", self.bias, None, 2 * rows)
         return rules.element("out", self.out, "bf16", "f16").done()
 
@@ -458,7 +478,9 @@ def _product_rules(op) -> _Rules:
     if rules.error:
         return rules
     quantised = str(op.x.type.element_type).startswith("f4") or str(op.x.type.element_type).startswith("f8")
-    rules.require(quantised == (op.x_scales is not None), "x_scales goes with quantised activations, and only with them")
+    rules.require(
+        quantised == (op.x_scales is not None), "x_scales goes with quantised activations, and only with them"
+    )
     _grouped(rules, "x", width(op.x))
     return rules
 
@@ -504,7 +526,9 @@ class ExpertsOneStageOp(Moe.Operation, name="experts_one_stage", traits=[ext.Pur
         _grouped(rules, "down", rows // 2)
         _weight(rules, "gate_up", self.gate_up, self.gate_up_scales, (experts, rows, hidden), _nk(self))
         _weight(rules, "down", self.down, self.down_scales, (experts, hidden, rows // 2), _nk(self))
-        rules.shape("gate_up_bias", self.gate_up_bias, experts, rows).shape("down_bias", self.down_bias, experts, hidden)
+        rules.shape("gate_up_bias", self.gate_up_bias, experts, rows).shape(
+            "down_bias", self.down_bias, experts, hidden
+        )
         return rules.shape("out", self.out, None, hidden).element("out", self.out, "f32").done()
 
 

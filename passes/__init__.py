@@ -1,5 +1,9 @@
 """How programs improve: one file a pass, blind to targets. `ALL` has every pass by name."""
 
-from .base import Pass
+from moeloom.passes.base import Pass
+from moeloom.passes.fuse_quant_sort import FuseQuantSort
+from moeloom.passes.plan_experts import PlanExperts
+
+__all__ = ["ALL", "FuseQuantSort", "PlanExperts"]
 
 ALL = Pass.registry

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from torch_mlir import ir
 
-from .report import Report
+from moeloom.passes.report import Report
 
 
 class PassError(Exception):
@@ -48,7 +48,7 @@ class Pass:
             check(self.name, option, kind, getattr(self, option))
 
     def run(self, module: ir.Operation, report: Report) -> None:
-        """Rewrite `module` (a builtin.module) in place and record decisions in `report`; PassError where it cannot."""
+        """Rewrite `module` (a builtin.module) in place; decisions go to `report`. PassError where it cannot."""
         raise NotImplementedError(f"{type(self).__name__} does not define run")
 
     @classmethod
@@ -59,7 +59,7 @@ class Pass:
 
     @classmethod
     def from_text(cls, values: dict[str, str]) -> "Pass":
-        """The pass with options as they stand in a pipeline text; OptionError for a name or value it does not take."""
+        """The pass with options as a pipeline text spells them; OptionError for one it does not take."""
         kinds = cls.options()
         parsed = {}
         for option, text in values.items():

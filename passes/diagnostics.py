@@ -27,7 +27,7 @@ def position(location: ir.Location) -> str:
 def _positions(location: ir.Location) -> Iterator[str]:
     match location:
         case ir.FileLineColLoc():
-            yield f"{location.filename.value}:{location.start_line}:{location.start_col}"
+            yield f"{location.filename}:{location.start_line}:{location.start_col}"
         case ir.NameLoc():
             yield from _positions(location.child_loc)
         case ir.CallSiteLoc():
@@ -42,7 +42,7 @@ def _positions(location: ir.Location) -> Iterator[str]:
 def collected(context: ir.Context) -> Iterator[list[Diagnostic]]:
     """Every diagnostic of the body, in order, instead of MLIR's printing to stderr.
 
-    Notes follow what they belong to. MLIR hands diagnostics to Python only where `emit_error_diagnostics` is set.
+    Notes follow what they belong to. MLIR hands over diagnostics only where `emit_error_diagnostics` is set.
     """
     found: list[Diagnostic] = []
 

@@ -1,4 +1,4 @@
-"""Pipelines: a list of our passes (objects) and upstream's (by name), or the text of one, run by one MLIR pass manager.
+"""Pipelines: our passes (objects) and upstream's (by name) in a list, or the text of one; one pass manager runs all.
 
 report = run(module, [PlanExperts(stages=1), FuseQuantSort(), "canonicalize"])
 report = run(module, "moe-plan-experts{stages=1},moe-fuse-quant-sort,func.func(canonicalize)")
@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from torch_mlir import ir
 from torch_mlir.passmanager import PassManager
 
-from .base import OptionError, Pass, PassError
-from .diagnostics import Diagnostic, collected
-from .report import Report
+from moeloom.passes.base import OptionError, Pass, PassError
+from moeloom.passes.diagnostics import Diagnostic, collected
+from moeloom.passes.report import Report
 
 Step = Pass | str
 
@@ -37,8 +37,8 @@ def run(
 ) -> Report:
     """Run `pipeline` on `module` in place and return the report, `report` itself where one is given.
 
-    `configure` may set up the pass manager (IR printing, timing) before it runs. Raises OptionError for a pipeline
-    that names no such pass or option (nothing has run then), PipelineError where a pass fails.
+    `configure` may set up the pass manager (IR printing, timing) before it runs. Raises OptionError where the
+    pipeline names no such pass or option (nothing has run then), PipelineError where a pass fails.
     """
     operation = module.operation
     report = Report() if report is None else report
@@ -78,9 +78,7 @@ def _callable(step: Pass, report: Report) -> Callable:
             error.location.emit_error(str(error))
             external.signal_pass_failure()
         except Exception as error:
-            op.location.emit_error(
-                f"'{step.name}' broke ({type(error).__name__}: {error}); this is a bug in the pass"
-            )
+            op.location.emit_error(f"'{step.name}' broke ({type(error).__name__}: {error}); this is a bug in the pass")
             external.signal_pass_failure()
 
     return run_step
@@ -100,7 +98,7 @@ def _upstream_reason(step: str, message: str) -> str:
 
 
 def parse(text: str) -> list[Step]:
-    """The steps of a pipeline text; OptionError where it is malformed. `builtin.module(...)` around all is dropped."""
+    """The steps of a pipeline text, without a `builtin.module(...)` around all; OptionError where malformed."""
     text = text.strip()
     if text.startswith("builtin.module(") and text.endswith(")"):
         text = text[len("builtin.module(") : -1]

@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch_mlir import ir
 
-from .diagnostics import position
+from moeloom.passes.diagnostics import position
 
 Decision = Literal["fused", "refused"]
 

@@ -1,0 +1,199 @@
+"""moe.experts -> sort_tokens, quant, sort_scales, gate_up, down, combine (contract, sections 2, 3, 5)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch_mlir import ir
+from torch_mlir.rewrite import RewritePatternSet, walk_and_apply_patterns
+
+from moeloom.dialects import moe
+from moeloom.passes.base import Pass, PassError
+from moeloom.passes.report import Report
+
+
+@dataclass
+class PlanExperts(Pass, name="moe-plan-experts"):
+    """Split each moe.experts into the launches of one or two stages.
+
+    `stages` = 2 gives gate_up and down, 1 gives both in one op. `activations` = mxfp4 quantises what each product
+    reads and sorts its scales; bf16 leaves bf16 or f16 values as they are. `block` is the rows of a sort block,
+    `layout` that of sorted scales; `routing_weight_stage` = 1 applies the routing weight before the first bias.
+    """
+
+    stages: Literal[1, 2] = 2
+    activations: Literal["mxfp4", "bf16"] = "mxfp4"
+    scale_mode: Literal["even", "floor", "ceil", "rceil"] = "even"
+    block: Literal[16, 32, 64, 128] = 32
+    layout: Literal["tiled_32x8", "row_major"] = "tiled_32x8"
+    routing_weight_stage: Literal[1, 2] = 2
+
+    def run(self, module: ir.Operation, report: Report) -> None:
+        """Plan every moe.experts of `module`; PassError where the activations asked for do not fit the input."""
+
+        def plan(experts: moe.ExpertsOp, rewriter) -> None:
+            if experts.x_scales is not None and self.activations == "bf16":
+                raise PassError(
+                    experts, "x is pre-quantised (f4E2M1FN); plan it with activations=mxfp4, or pass bf16 or f16"
+                )
+            with rewriter.ip, experts.location:
+                rewriter.replace_op(experts, [Plan(self, experts).build()])
+
+        patterns = RewritePatternSet()
+        patterns.add(moe.ExpertsOp, plan)
+        walk_and_apply_patterns(module, patterns.freeze())
+
+
+class Plan:
+    """The ops of one moe.experts, built at the current insertion point."""
+
+    def __init__(self, options: PlanExperts, experts: moe.ExpertsOp):
+        self.options, self.experts = options, experts
+        self.tokens, self.topk = moe.dims(experts.ids)
+        self.local = moe.dims(experts.gate_up)[0]
+        self.global_experts = self.local if experts.expert_map is None else moe.dims(experts.expert_map)[0]
+        self.hidden = moe.width(experts.x)
+        self.intermediate = moe.dims(experts.gate_up)[1 if experts.weight_order.value == "nk" else 2] // 2
+        self.rows = None if self.tokens is None else self.tokens * self.topk
+        self.capacity = moe.capacity(self.tokens, self.topk, self.global_experts, options.block)
+        # h rounds to x's own type; to bf16 where x arrives quantised.
+        self.float_type = experts.x.type.element_type if experts.x_scales is None else ir.BF16Type.get()
+
+    def build(self) -> ir.Value:
+        """The value that replaces the result of moe.experts."""
+        experts, options = self.experts, self.options
+        self.sort = self.sort_tokens()
+        x, scales = self.quantised(experts.x) if experts.x_scales is None else (experts.x, experts.x_scales)
+        scales = self.sorted_scales(scales, 1)
+        rows = self.one_stage(x, scales) if options.stages == 1 else self.two_stages(x, scales)
+        return moe.CombineOp(
+            rows=rows,
+            ids=experts.ids,
+            num_tokens=experts.num_tokens,
+            expert_map=experts.expert_map,
+            out=experts.out.type,
+        ).out
+
+    def sort_tokens(self) -> moe.SortTokensOp:
+        experts, block = self.experts, self.options.block
+        i32 = ir.IntegerType.get_signless(32)
+        blocks = None if self.capacity is None else -(-self.capacity // block)
+        return moe.SortTokensOp(
+            ids=experts.ids,
+            weights=experts.weights,
+            num_tokens=experts.num_tokens,
+            expert_map=experts.expert_map,
+            sorted_ids=tensor(i32, self.capacity),
+            sorted_weights=tensor(ir.F32Type.get(), self.capacity),
+            expert_ids=tensor(i32, blocks),
+            num_valid=tensor(i32, 2),
+            experts=integer(self.global_experts),
+            block=integer(block),
+        )
+
+    def quantised(self, x: ir.Value) -> tuple[ir.Value, ir.Value | None]:
+        """The codes and scales of `x`; `x` itself without scales where activations stay as they are."""
+        if self.options.activations == "bf16":
+            return x, None
+        rows, columns = moe.dims(x)
+        quant = moe.QuantOp(
+            x=x,
+            codes=tensor(ir.Float4E2M1FNType.get(), rows, columns),
+            scales=tensor(ir.Float8E8M0FNUType.get(), rows, columns // moe.GROUP),
+            kind=word("per_1x32"),
+            scale_mode=word(self.options.scale_mode),
+        )
+        return quant.codes, quant.scales
+
+    def sorted_scales(self, scales: ir.Value | None, stage: int) -> ir.Value | None:
+        """`scales` in the order of the sorted rows; None where there are none."""
+        if scales is None:
+            return None
+        columns = moe.scale_columns(moe.width(scales) * moe.GROUP, self.options.layout)
+        return moe.SortScalesOp(
+            scales=scales,
+            sorted_ids=self.sort.sorted_ids,
+            num_valid=self.sort.num_valid,
+            sorted_scales=tensor(scales.type.element_type, moe.tile_rows(self.capacity), columns),
+            stage=integer(stage),
+            topk=integer(self.topk),
+            layout=word(self.options.layout),
+        ).sorted_scales
+
+    def two_stages(self, x: ir.Value, scales: ir.Value | None) -> ir.Value:
+        """gate_up and down, each with its routing weight where it belongs: f32 [R, H]."""
+        experts = self.experts
+        h = moe.GateUpOp(
+            x=x,
+            x_scales=scales,
+            **self.sorted_list(),
+            sorted_weights=self.routing_weights(1),
+            weight=experts.gate_up,
+            weight_scales=experts.gate_up_scales,
+            bias=experts.gate_up_bias,
+            out=tensor(self.float_type, self.rows, self.intermediate),
+            **self.activation(),
+        ).out
+        h, scales = self.quantised(h)
+        return moe.DownOp(
+            x=h,
+            x_scales=self.sorted_scales(scales, 2),
+            **self.sorted_list(),
+            sorted_weights=self.routing_weights(2),
+            weight=experts.down,
+            weight_scales=experts.down_scales,
+            bias=experts.down_bias,
+            out=tensor(ir.F32Type.get(), self.rows, self.hidden),
+            weight_order=experts.weight_order,
+        ).out
+
+    def one_stage(self, x: ir.Value, scales: ir.Value | None) -> ir.Value:
+        """Both products in one op: f32 [R, H]."""
+        experts = self.experts
+        return moe.ExpertsOneStageOp(
+            x=x,
+            x_scales=scales,
+            **self.sorted_list(),
+            sorted_weights=self.sort.sorted_weights,
+            gate_up=experts.gate_up,
+            gate_up_scales=experts.gate_up_scales,
+            gate_up_bias=experts.gate_up_bias,
+            down=experts.down,
+            down_scales=experts.down_scales,
+            down_bias=experts.down_bias,
+            out=tensor(ir.F32Type.get(), self.rows, self.hidden),
+            **self.activation(),
+            scale_mode=word("none" if scales is None else self.options.scale_mode),
+            routing_weight_stage=integer(self.options.routing_weight_stage),
+        ).out
+
+    def sorted_list(self) -> dict[str, ir.Value | ir.Attribute]:
+        """What every product takes of the token sort."""
+        return {
+            "sorted_ids": self.sort.sorted_ids,
+            "expert_ids": self.sort.expert_ids,
+            "num_valid": self.sort.num_valid,
+            "topk": integer(self.topk),
+            "block": integer(self.options.block),
+        }
+
+    def activation(self) -> dict[str, ir.Attribute]:
+        """What the first product takes over from moe.experts."""
+        names = ("activation", "alpha", "limit", "gate_up_order", "weight_order")
+        return {name: self.experts.attributes[name] for name in names}
+
+    def routing_weights(self, stage: int) -> ir.Value | None:
+        return self.sort.sorted_weights if stage == self.options.routing_weight_stage else None
+
+
+def tensor(element: ir.Type, *sizes: int | None) -> ir.RankedTensorType:
+    """A tensor type; None is a dynamic size."""
+    dynamic = ir.ShapedType.get_dynamic_size()
+    return ir.RankedTensorType.get([dynamic if size is None else size for size in sizes], element)
+
+
+def integer(value: int) -> ir.IntegerAttr:
+    return ir.IntegerAttr.get(ir.IntegerType.get_signless(64), value)
+
+
+def word(value: str) -> ir.StringAttr:
+    return ir.StringAttr.get(value)
