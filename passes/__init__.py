@@ -3,7 +3,8 @@
 from moeloom.passes.base import Pass
 from moeloom.passes.fuse_quant_sort import FuseQuantSort
 from moeloom.passes.plan_experts import PlanExperts
+from moeloom.passes.quantize_weights import QuantizeWeights
 
-__all__ = ["ALL", "FuseQuantSort", "PlanExperts"]
+__all__ = ["ALL", "FuseQuantSort", "PlanExperts", "QuantizeWeights"]
 
 ALL = Pass.registry

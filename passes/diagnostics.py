@@ -50,7 +50,9 @@ def collected(context: ir.Context) -> Iterator[list[Diagnostic]]:
         severity = str(diagnostic.severity).rpartition(".")[2].lower()
         found.append(Diagnostic(position(diagnostic.location), severity, diagnostic.message))
         for note in diagnostic.notes:
-            found.append(Diagnostic(position(note.location), "note", note.message))
+            # MLIR adds the whole op to verifier errors; a function's worth of text hides the one line that matters.
+            if not note.message.startswith("see current operation:"):
+                found.append(Diagnostic(position(note.location), "note", note.message))
         return True
 
     before = context.emit_error_diagnostics

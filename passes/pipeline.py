@@ -58,7 +58,7 @@ def build(steps: Iterable[Step], report: Report) -> PassManager:
     manager = PassManager.parse("builtin.module()")
     for step in steps:
         if isinstance(step, Pass):
-            manager.add(_callable(step, report), step.name, step.name, type(step).__doc__ or "")
+            manager.add(_callable(step, report), type(step).__name__, step.name, type(step).__doc__ or "")
             continue
         try:
             manager.add(step)

@@ -95,7 +95,7 @@ def main(
 
 def parts(text: str) -> list[str]:
     """The parts of `text` between split lines, each padded with newlines so that its line numbers hold."""
-    found, start = [[]], 0
+    found: list[list[str]] = [[]]
     for number, line in enumerate(text.split("\n")):
         if line.startswith(SPLIT):
             found.append([""] * (number + 1))
