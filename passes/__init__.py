@@ -4,7 +4,8 @@ from moeloom.passes.base import Pass
 from moeloom.passes.fuse_quant_sort import FuseQuantSort
 from moeloom.passes.plan_experts import PlanExperts
 from moeloom.passes.quantize_weights import QuantizeWeights
+from moeloom.passes.raise_torch import RaiseTorch
 
-__all__ = ["ALL", "FuseQuantSort", "PlanExperts", "QuantizeWeights"]
+__all__ = ["ALL", "FuseQuantSort", "PlanExperts", "QuantizeWeights", "RaiseTorch"]
 
 ALL = Pass.registry

@@ -1,0 +1,228 @@
+"""The model families of transformers that moeloom imports, and the hook that turns their blocks into two operators.
+
+Inside `hooked(block, num_tokens)` the block's own forward runs unchanged, except that its router ends in
+`torch.ops.moe.route` and its experts are one `torch.ops.moe.experts`. The router's product, shared experts and all
+else stay what they are.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moeloom.runtime.reference import GROUP
+
+EXPERTS_IMPLEMENTATION = "moeloom"
+ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+
+
+class ModelError(ValueError):
+    """A model that cannot be imported; the message is one line with what was found, wanted, and the way out."""
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How a family chooses experts: the attributes of `moe.route`, besides `topk`."""
+
+    score: str
+    renormalise: bool = False
+    scale: float = 1.0
+    groups: int = 1
+    top_groups: int = 1
+
+
+def _softmax_after(router: nn.Module) -> Routing:
+    return Routing("softmax_after_topk")
+
+
+def _softmax_before_renormalised(router: nn.Module) -> Routing:
+    return Routing("softmax_before_topk", renormalise=True)
+
+
+def _softmax_before(router: Any) -> Routing:
+    return Routing("softmax_before_topk", renormalise=bool(router.norm_topk_prob))
+
+
+def _sigmoid_in_groups(router: Any) -> Routing:
+    return Routing(
+        "sigmoid",
+        renormalise=bool(router.norm_topk_prob),
+        scale=float(router.routed_scaling_factor),
+        groups=router.num_group or 1,
+        top_groups=router.topk_group or 1,
+    )
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model type: its block class, where the block keeps its router, and how that routes.
+
+    `rank` is that of the activations its forward takes: 3 where it unpacks (batch, sequence, hidden), 2 where any does.
+    """
+
+    model_type: str
+    block: str
+    router: str
+    routing: Callable[[Any], Routing]
+    rank: int = 3
+
+
+FAMILIES = (
+    Family("gpt_oss", "GptOssMLP", "router", _softmax_after),
+    Family("mixtral", "MixtralSparseMoeBlock", "gate", _softmax_before_renormalised),
+    Family("qwen3_moe", "Qwen3MoeSparseMoeBlock", "gate", _softmax_before),
+    Family("deepseek_v3", "DeepseekV3MoE", "gate", _sigmoid_in_groups, rank=2),
+    Family("olmoe", "OlmoeSparseMoeBlock", "gate", _softmax_before),
+    Family("glm4_moe", "Glm4MoeMoE", "gate", _sigmoid_in_groups, rank=2),
+)
+FAMILY_NAMES = ", ".join(family.model_type for family in FAMILIES)
+
+
+def family_of(module: nn.Module) -> Family | None:
+    """The family whose MoE block `module` is (subclasses included), None for any other module."""
+    names = {cls.__name__ for cls in type(module).__mro__}
+    return next((family for family in FAMILIES if family.block in names), None)
+
+
+def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """Every MoE block of `model` by its module path ("" is the model itself), in module order.
+
+    Raises `ModelError` where there is none.
+    """
+    blocks = {path: module for path, module in model.named_modules() if family_of(module)}
+    if not blocks:
+        raise ModelError(
+            f"{type(model).__name__} has no MoE block that moeloom knows; it imports the blocks of {FAMILY_NAMES}"
+        )
+    return blocks
+
+
+class Mxfp4Experts(nn.Module):
+    """gpt-oss experts as checkpoints store them: e2m1 `_blocks` u8 [E, N, K/32, 16], e8m0 `_scales` u8 [E, N, K/32].
+
+    Takes the place of the bf16 `experts` module on the meta device; `forward` has the signature of that module's.
+    """
+
+    def __init__(self, experts: Any):
+        super().__init__()
+        count, hidden, inner = experts.num_experts, experts.hidden_size, experts.intermediate_size
+        self.alpha, self.limit = experts.alpha, experts.limit
+        for name, rows, columns in (("gate_up_proj", 2 * inner, hidden), ("down_proj", hidden, inner)):
+            bias = getattr(experts, f"{name}_bias")
+            sizes = (count, rows, columns // GROUP)
+            device = bias.device
+            blocks = torch.empty(*sizes, GROUP // 2, dtype=torch.uint8, device=device)
+            scales = torch.empty(*sizes, dtype=torch.uint8, device=device)
+            self.register_parameter(f"{name}_blocks", nn.Parameter(blocks, requires_grad=False))
+            self.register_parameter(f"{name}_scales", nn.Parameter(scales, requires_grad=False))
+            self.register_parameter(f"{name}_bias", bias)
+
+    def forward(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        return run_experts(self, x, ids, weights)
+
+
+def run_experts(experts: Any, x: Tensor, ids: Tensor, weights: Tensor, x_scales: Tensor | None = None) -> Tensor:
+    """`torch.ops.moe.experts` of an experts module: one of transformers' or `Mxfp4Experts`.
+
+    The signature without `x_scales` is that of transformers' experts registry. With it, `x` is MXFP4 payload.
+    """
+    packed = isinstance(experts, Mxfp4Experts)
+    suffix = "_blocks" if packed else ""
+    interleaved = packed or not experts.is_concatenated
+    return torch.ops.moe.experts(
+        x,
+        x_scales,
+        ids.to(torch.int32),
+        weights.float(),
+        getattr(experts, f"gate_up_proj{suffix}"),
+        getattr(experts, "gate_up_proj_scales", None),
+        getattr(experts, "gate_up_proj_bias", None),
+        getattr(experts, f"down_proj{suffix}"),
+        getattr(experts, "down_proj_scales", None),
+        getattr(experts, "down_proj_bias", None),
+        x.dtype if x_scales is None else output_dtype(experts),
+        *_activation(experts),
+        "interleaved" if interleaved else "concatenated",
+        "kn" if not packed and experts.is_transposed else "nk",
+    )
+
+
+def output_dtype(experts: nn.Module) -> torch.dtype:
+    """The floating dtype of a block's activations: that of its experts' weights or, where those are packed, biases."""
+    return next(p.dtype for p in experts.parameters() if p.is_floating_point())
+
+
+def _activation(experts: Any) -> tuple[str, float, float]:
+    """`activation`, `alpha` and `limit` of `moe.experts`."""
+    if hasattr(experts, "alpha"):
+        return "swiglu", float(experts.alpha), float(experts.limit)
+    name = experts.config.hidden_act
+    if name not in ACTIVATIONS:
+        raise ModelError(f"hidden_act is {name!r}; moeloom compiles experts with {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name], 0.0, 0.0
+
+
+def run_router(router: Any, routing: Routing, num_tokens: Tensor | None, x: Tensor) -> tuple[Tensor, ...]:
+    """What every router of the families returns: logits [M, E], weights f32 [M, k], ids i32 [M, k]."""
+    x = x.reshape(-1, x.shape[-1])
+    correction = getattr(router, "e_score_correction_bias", None)
+    if routing.score == "sigmoid":
+        logits = F.linear(x.float(), router.weight.float())
+    else:
+        logits = F.linear(x, router.weight, getattr(router, "bias", None))
+    if correction is not None:
+        correction = correction.float()
+    weights, ids = torch.ops.moe.route(
+        logits,
+        correction,
+        num_tokens,
+        router.top_k,
+        routing.score,
+        routing.renormalise,
+        routing.scale,
+        routing.groups,
+        routing.top_groups,
+    )
+    return logits, weights, ids
+
+
+@contextmanager
+def hooked(block: Any, num_tokens: Tensor | None = None) -> Iterator[None]:
+    """While entered, `block` computes through the two operators; `num_tokens` i32 [1] of its rows are tokens."""
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+    family = family_of(block)
+    assert family is not None
+    router, experts = getattr(block, family.router), block.experts
+    routing = family.routing(router)
+    ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, run_experts)
+    config = getattr(experts, "config", None)
+    before = getattr(config, "_experts_implementation", None)
+    router.forward = lambda x: run_router(router, routing, num_tokens, x)
+    if config is not None:
+        config._experts_implementation = EXPERTS_IMPLEMENTATION
+    try:
+        yield
+    finally:
+        del router.forward
+        if config is not None:
+            config._experts_implementation = before
+
+
+def run_block(block: Any, x: Tensor, num_tokens: Tensor | None = None) -> Tensor:
+    """`block` on activations [M, H] -> [M, H], through the two operators."""
+    family = family_of(block)
+    with hooked(block, num_tokens):
+        out = block(x if family is not None and family.rank == 2 else x.unsqueeze(0))
+    out = out[0] if isinstance(out, tuple) else out
+    return out.squeeze(0) if out.dim() == 3 else out
