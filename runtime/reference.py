@@ -182,7 +182,7 @@ def source_rows(sorted_ids: Tensor, num_valid: Tensor, stage: int, topk: int) ->
 def sort_scales(
     scales: Tensor, sorted_ids: Tensor, num_valid: Tensor, stage: int, topk: int, layout: str = "tiled_32x8"
 ) -> Tensor:
-    """Row-major scales u8 [rows, C] in expert order (section 3): u8 [S up to 32, C8] tiled, [S up to 32, C] row_major."""
+    """Scales u8 [rows, C] in expert order (section 3): u8 [S up to 32, C8] tiled_32x8, [S up to 32, C] row_major."""
     columns = scales.shape[1]
     padded = -(-columns // 8) * 8 if layout == "tiled_32x8" else columns
     capacity = -(-sorted_ids.shape[0] // 32) * 32
@@ -252,9 +252,9 @@ def experts(
     """All experts of a block (section 5): out [M, H] in `out_dtype`; a token without an expert gives 0.
 
     x: bf16/f16 [M, H], or (codes, scales) as `quantise` makes them. gate_up [E, 2I, H] and down [E, H, I] (with
-    `weight_order` "kn": [E, H, 2I] and [E, I, H]), dense or (codes u8 [E, N, K/2], scales u8 [E, N, K/32]). `order` says
-    how gate_up's rows lie: interleaved or concatenated. `activations` "mxfp4" quantises x and the activation result by
-    `scale_mode`; "bf16" uses them as they are. The activation result is rounded to x's dtype (bf16 when quantised).
+    `weight_order` "kn": [E, H, 2I] and [E, I, H]), dense or (codes u8 [E, N, K/2], scales u8 [E, N, K/32]). `order`
+    says how gate_up's rows lie: interleaved or concatenated. `activations` "mxfp4" quantises x and the activation
+    result by `scale_mode`; "bf16" uses them as they are. The activation result is rounded to x's dtype (bf16 when quantised).
     """
     quantised = activations == "mxfp4"
     inner_dtype = torch.bfloat16 if isinstance(x, tuple) else x.dtype

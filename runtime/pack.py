@@ -1,0 +1,196 @@
+"""Packed weights (docs/program.md, "Packed weights"): a checkpoint's tensors as the bytes a kernel reads, and back.
+
+Plain torch, one expert at a time. A recipe is the `moe.pack` dictionary of a weight argument.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from moeloom.runtime.errors import ArtifactError
+from moeloom.runtime.reference import GROUP, quantise
+
+TILE_ROWS = 16
+CHUNK_BYTES = 1 << 19  # of payload a step: the bit operations stay in the second-level cache
+Recipe = Mapping[str, Any]
+Memo = dict[tuple, list[Tensor]]
+
+
+class Source(Protocol):
+    """Where tensors come from: a checkpoint, or a plain dictionary. A source may also have `expert(name, e) -> Tensor`,
+    which reads one expert of a stacked tensor."""
+
+    def get(self, name: str) -> Tensor | None: ...
+
+
+def packed_shape(recipe: Recipe, shapes: Sequence[tuple[int, ...]], experts: int | None = None) -> tuple[int, ...]:
+    """Shape of the packed tensor for sources of `shapes` (of one expert where the names are patterns of `experts`)."""
+    if recipe["kind"] == "as_is":
+        return shapes[0] if experts is None else (experts, sum(s[0] for s in shapes), *shapes[0][1:])
+    if experts is None:
+        experts, *one = shapes[0]
+    else:
+        one = [sum(s[0] for s in shapes), *shapes[0][1:]]
+    if recipe["kind"] == "bias":
+        return (experts, one[0])
+    if recipe.get("quantize", "none") != "none":
+        rows, columns = one if recipe.get("order", "nk") == "nk" else one[::-1]
+        groups = columns // GROUP
+    else:
+        rows = one[0]
+        groups = one[1] if len(one) == 3 or recipe["kind"] == "scales" else one[1] * 2 // GROUP
+    if rows % TILE_ROWS:
+        raise ArtifactError(f"{recipe['sources']} has {rows} rows; the n16k32 layout takes multiples of {TILE_ROWS}")
+    if recipe["kind"] == "scales":
+        return (experts, rows // TILE_ROWS, groups, TILE_ROWS)
+    return (experts, rows // TILE_ROWS, groups, 4, TILE_ROWS, 4)
+
+
+def pack(
+    recipe: Recipe, source: Source, *, prefix: str = "", experts: int | None = None, memo: Memo | None = None
+) -> Iterator[Tensor]:
+    """The packed tensor, one expert at a time (`as_is`: the whole tensor at once unless the names are patterns).
+
+    `experts` is how many a pattern name stands for (counted when left out). A quantising recipe makes payload and
+    scales together: with the same `memo` for both, the scales are kept from the payload's turn and made only once.
+    """
+    names = [prefix + name for name in recipe["sources"]]
+    pattern = "{e}" in names[0]
+    if recipe["kind"] == "as_is" and not pattern:
+        yield _get(source, names[0])
+        return
+    key = (*names, recipe.get("quantize"), recipe.get("rows"), recipe.get("order"))
+    if recipe["kind"] == "scales" and memo is not None and key in memo:
+        yield from memo.pop(key)
+        return
+    for e in range(_count(source, names, experts)):
+        if pattern:
+            parts = [_get(source, name.replace("{e}", str(e))) for name in names]
+            one = parts[0] if len(parts) == 1 else torch.cat(parts)
+        else:
+            one = source.expert(names[0], e) if hasattr(source, "expert") else _get(source, names[0])[e]
+        yield _pack_expert(recipe, one, None if memo is None else memo.setdefault(key, []))
+    if memo is not None and not memo.get(key):
+        memo.pop(key, None)
+
+
+def _get(source: Source, name: str) -> Tensor:
+    tensor = source.get(name)
+    if tensor is None:
+        raise ArtifactError(
+            f"the checkpoint has no tensor {name!r}; check that it is complete and of the compiled model"
+        )
+    return tensor
+
+
+def _count(source: Source, names: list[str], experts: int | None) -> int:
+    if experts is not None:
+        return experts
+    if "{e}" not in names[0]:
+        return _get(source, names[0]).shape[0]
+    count = 0
+    while source.get(names[0].replace("{e}", str(count))) is not None:
+        count += 1
+    _get(source, names[0].replace("{e}", "0"))
+    return count
+
+
+def _pack_expert(recipe: Recipe, one: Tensor, kept_scales: list[Tensor] | None) -> Tensor:
+    kind, rows, mode = recipe["kind"], recipe.get("rows", "plain"), recipe.get("quantize", "none")
+    if kind == "as_is":
+        return one
+    if kind == "bias":
+        return _tiles(one.float(), rows).flatten()
+    if mode != "none":
+        codes, scales = quantise(one if recipe.get("order", "nk") == "nk" else one.T, mode)
+        if kind == "payload" and kept_scales is not None:
+            kept_scales.append(pack_scales(scales, rows))
+        one = codes if kind == "payload" else scales
+    if one.dtype.itemsize != 1:
+        raise ArtifactError(f"{recipe['sources']} is {one.dtype}; unquantised weights need --quantize-weights mxfp4")
+    one = one.view(torch.uint8).reshape(one.shape[0], -1)
+    return pack_payload(one, rows) if kind == "payload" else pack_scales(one, rows)
+
+
+def _tiles(matrix: Tensor, rows: str) -> Tensor:
+    """[N, ...] as a view [T, P, 16, ...]: P = 2 tiles (gate, up) of the same outputs for gate_up, 1 for plain rows."""
+    count, *rest = matrix.shape
+    parts = 1 if rows == "plain" else 2
+    if count % (TILE_ROWS * parts):
+        raise ArtifactError(f"a weight has {count} rows; the n16k32 layout takes multiples of {TILE_ROWS * parts} here")
+    if rows == "gate_up_interleaved":
+        return matrix.view(-1, TILE_ROWS, 2, *rest).transpose(1, 2)
+    return matrix.view(parts, -1, TILE_ROWS, *rest).transpose(0, 1)
+
+
+def pack_payload(codes: Tensor, rows: str) -> Tensor:
+    """u8 [N, K/2] (two codes a byte) to n16k32 u8 [N/16, K/32, 4, 16, 4]; `rows` as in a recipe."""
+    count, half = codes.shape
+    out = torch.empty(count // TILE_ROWS, half // 16, 4, TILE_ROWS, 4, dtype=torch.uint8)
+    source = _tiles(_words(codes), rows)
+    tiles, parts, _, words = source.shape
+    target = out.view(torch.int32).view(tiles, parts, words, TILE_ROWS)
+    step = max(1, CHUNK_BYTES // max(1, parts * TILE_ROWS * half))
+    for start in range(0, tiles, step):
+        chunk = target[start : start + step]
+        chunk.copy_(source[start : start + step].transpose(2, 3))
+        bits = chunk.view(torch.int64)
+        # Codes 0..7 of a word become 0,2,4,6,1,3,5,7: swap nibbles 1-2 and 5-6, then bytes 1-2.
+        _swap(bits, 4, 0x00F000F0_00F000F0)
+        _swap(bits, 8, 0x0000FF00_0000FF00)
+    return out
+
+
+def unpack_payload(packed: Tensor, rows: str) -> Tensor:
+    """The inverse of `pack_payload`."""
+    tiles, groups = packed.shape[:2]
+    bits = packed.clone().view(tiles, -1).view(torch.int64)
+    _swap(bits, 8, 0x0000FF00_0000FF00)
+    _swap(bits, 4, 0x00F000F0_00F000F0)
+    codes = torch.empty(tiles * TILE_ROWS, groups * 16, dtype=torch.uint8)
+    target = _tiles(codes.view(torch.int32), rows)
+    target.copy_(bits.view(torch.int32).view(*target.shape[:2], groups * 4, TILE_ROWS).transpose(2, 3))
+    return codes
+
+
+def pack_scales(scales: Tensor, rows: str) -> Tensor:
+    """u8 [N, K/32] to n16k32 u8 [N/16, K/32, 16]."""
+    return _tiles(scales.contiguous(), rows).flatten(0, 1).transpose(1, 2).contiguous()
+
+
+def unpack_scales(packed: Tensor, rows: str) -> Tensor:
+    """The inverse of `pack_scales`."""
+    scales = torch.empty(packed.shape[0] * TILE_ROWS, packed.shape[1], dtype=torch.uint8)
+    target = _tiles(scales, rows)
+    target.copy_(packed.transpose(1, 2).view_as(target))
+    return scales
+
+
+def unpack(recipe: Recipe, packed: Tensor) -> Tensor:
+    """The packed tensor in the checkpoint's row order: payload u8 [E, N, K/2], scales u8 [E, N, K/32], bias f32 [E, N]."""
+    kind, rows = recipe["kind"], recipe.get("rows", "plain")
+    if kind == "as_is":
+        return packed
+    if kind == "bias":
+        out = torch.empty_like(packed)
+        for target, one in zip(out, packed, strict=True):
+            tiles = _tiles(target, rows)
+            tiles.copy_(one.view(tiles.shape))
+        return out
+    inverse = unpack_payload if kind == "payload" else unpack_scales
+    return torch.stack([inverse(one, rows) for one in packed])
+
+
+def _words(codes: Tensor) -> Tensor:
+    """u8 [N, B] as i32 [N, B/4]; copied only where the bytes do not lie on word boundaries."""
+    codes = codes.contiguous()
+    return (codes.clone() if codes.storage_offset() % 4 or codes.data_ptr() % 4 else codes).view(torch.int32)
+
+
+def _swap(bits: Tensor, distance: int, low: int) -> None:
+    """Exchange the bits of mask `low` with those `distance` above them, in place."""
+    moved = (bits >> distance).bitwise_xor_(bits).bitwise_and_(low)
+    bits.bitwise_xor_(moved)
+    bits.bitwise_xor_(moved.bitwise_left_shift_(distance))

@@ -1,0 +1,132 @@
+"""runtime/pack.py: the bytes of docs/program.md, stated again one element at a time."""
+
+import pytest
+import torch
+
+from moeloom.runtime import pack as packing
+from moeloom.runtime.errors import ArtifactError
+from moeloom.runtime.reference import quantise
+
+EXPERTS, ROWS, COLUMNS = 3, 64, 96
+ORDERS = ("plain", "gate_up_interleaved", "gate_up_concatenated")
+
+
+def random_bytes(*shape: int) -> torch.Tensor:
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def source_row(order: str, tile: int, lane: int) -> int:
+    """Which row of the checkpoint lane `lane` of tile `tile` holds."""
+    if order == "plain":
+        return tile * 16 + lane
+    output, up = (tile // 2) * 16 + lane, tile % 2
+    return output * 2 + up if order == "gate_up_interleaved" else up * (ROWS // 2) + output
+
+
+def recipe(kind: str, rows: str, *sources: str, **more: str) -> dict:
+    return {"kind": kind, "sources": list(sources), "rows": rows, "quantize": "none", "order": "nk", **more}
+
+
+def packed(r: dict, source: dict, **options) -> torch.Tensor:
+    return torch.stack(list(packing.pack(r, source, **options)))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_payload_bytes(order: str) -> None:
+    blocks = random_bytes(EXPERTS, ROWS, COLUMNS // 32, 16)
+    out = packed(recipe("payload", order, "w"), {"w": blocks})
+    assert out.shape == (EXPERTS, ROWS // 16, COLUMNS // 32, 4, 16, 4)
+    codes = torch.stack([blocks & 15, blocks >> 4], -1).view(EXPERTS, ROWS, COLUMNS)
+    halves = out.contiguous().view(torch.int16).int() & 0xFFFF
+    for tile in range(ROWS // 16):
+        for lane in range(16):
+            row = codes[:, source_row(order, tile, lane)].int().view(EXPERTS, COLUMNS // 32, 4, 8)
+            for i in range(4):
+                pair = (halves[:, tile, :, :, lane] >> 4 * i) & 15
+                assert torch.equal(pair, row[..., 2 * i : 2 * i + 2])
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_scale_and_bias_order(order: str) -> None:
+    scales, bias = random_bytes(EXPERTS, ROWS, COLUMNS // 32), torch.randn(EXPERTS, ROWS).bfloat16()
+    out = packed(recipe("scales", order, "s"), {"s": scales})
+    flat = packed(recipe("bias", order, "b"), {"b": bias})
+    assert out.shape == (EXPERTS, ROWS // 16, COLUMNS // 32, 16) and flat.dtype == torch.float32
+    for tile in range(ROWS // 16):
+        for lane in range(16):
+            row = source_row(order, tile, lane)
+            assert torch.equal(out[:, tile, :, lane], scales[:, row])
+            assert torch.equal(flat[:, tile * 16 + lane], bias[:, row].float())
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("kind", ["payload", "scales", "bias"])
+def test_unpack_is_the_inverse(kind: str, order: str) -> None:
+    width = {"payload": (COLUMNS // 2,), "scales": (COLUMNS // 32,), "bias": ()}[kind]
+    tensor = torch.randn(EXPERTS, ROWS) if kind == "bias" else random_bytes(EXPERTS, ROWS, *width)
+    r = recipe(kind, order, "w")
+    assert torch.equal(packing.unpack(r, packed(r, {"w": tensor})), tensor)
+
+
+def test_pattern_stacks_gate_over_up() -> None:
+    parts = {f"{e}.{n}": random_bytes(ROWS // 2, COLUMNS // 2) for e in range(EXPERTS) for n in ("gate", "up")}
+    stacked = torch.stack([torch.cat([parts[f"{e}.gate"], parts[f"{e}.up"]]) for e in range(EXPERTS)])
+    found = packed(
+        recipe("payload", "gate_up_concatenated", "{e}.gate", "{e}.up"),
+        {f"l.{n}": t for n, t in parts.items()},
+        prefix="l.",
+    )
+    assert torch.equal(found, packed(recipe("payload", "gate_up_concatenated", "w"), {"w": stacked}))
+
+
+@pytest.mark.parametrize("mode", ["even", "rceil"])
+@pytest.mark.parametrize("order", ["nk", "kn"])
+def test_quantising_recipe(order: str, mode: str) -> None:
+    weight = torch.randn(EXPERTS, ROWS, COLUMNS).bfloat16()
+    source = {"w": weight if order == "nk" else weight.transpose(1, 2).contiguous()}
+    options = {"quantize": mode, "order": order}
+    memo: packing.Memo = {}
+    payload = packed(recipe("payload", "plain", "w", **options), source, memo=memo)
+    kept = packed(recipe("scales", "plain", "w", **options), {}, memo=memo)
+    alone = packed(recipe("scales", "plain", "w", **options), source)
+    want = [quantise(one, mode) for one in weight]
+    assert torch.equal(payload, torch.stack([packing.pack_payload(codes, "plain") for codes, _ in want]))
+    assert torch.equal(kept, torch.stack([packing.pack_scales(scales, "plain") for _, scales in want]))
+    assert torch.equal(alone, kept) and not memo
+
+
+def test_as_is_is_untouched() -> None:
+    router = torch.randn(8, 32)
+    assert torch.equal(next(packing.pack(recipe("as_is", "plain", "r"), {"r": router})), router)
+
+
+@pytest.mark.parametrize(
+    ("r", "shapes", "experts", "want"),
+    [
+        (recipe("payload", "plain", "w"), [(4, 64, 3, 16)], None, (4, 4, 3, 4, 16, 4)),
+        (recipe("payload", "plain", "w"), [(4, 64, 48)], None, (4, 4, 3, 4, 16, 4)),
+        (recipe("scales", "plain", "w"), [(4, 64, 3)], None, (4, 4, 3, 16)),
+        (recipe("bias", "plain", "w"), [(4, 64)], None, (4, 64)),
+        (recipe("payload", "gate_up_concatenated", "{e}g", "{e}u"), [(32, 48), (32, 48)], 4, (4, 4, 3, 4, 16, 4)),
+        (recipe("payload", "plain", "w", quantize="even", order="kn"), [(4, 96, 64)], None, (4, 4, 3, 4, 16, 4)),
+        (recipe("scales", "plain", "w", quantize="even"), [(4, 64, 96)], None, (4, 4, 3, 16)),
+    ],
+)
+def test_packed_shape(r: dict, shapes: list, experts: int | None, want: tuple) -> None:
+    assert packing.packed_shape(r, shapes, experts) == want
+
+
+def test_refusals() -> None:
+    with pytest.raises(ArtifactError, match=r"no tensor 'layer\.w'"):
+        packed(recipe("payload", "plain", "w"), {}, prefix="layer.")
+    with pytest.raises(ArtifactError, match="40 rows"):
+        packed(recipe("payload", "plain", "w"), {"w": random_bytes(1, 40, 16)})
+    with pytest.raises(ArtifactError, match="--quantize-weights mxfp4"):
+        packed(recipe("payload", "plain", "w"), {"w": torch.zeros(1, 32, 32)})
+
+
+def test_unaligned_source_bytes() -> None:
+    raw = random_bytes(1 + EXPERTS * ROWS * COLUMNS // 2)
+    unaligned = raw[1:].view(EXPERTS, ROWS, COLUMNS // 2)
+    r = recipe("payload", "plain", "w")
+    assert torch.equal(packed(r, {"w": unaligned}), packed(r, {"w": unaligned.clone()}))
