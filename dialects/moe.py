@@ -7,101 +7,41 @@ E experts, k experts a token, S capacity of the sorted list, R = M*k routed rows
 from torch_mlir import ir
 from torch_mlir.dialects import ext
 
+from moeloom.dialects.moe_rules import (
+    ACTIVATIONS,
+    BLOCKS,
+    CODES,
+    FLOATS,
+    GATE_UP_ORDERS,
+    GROUP,
+    MAX_TOPK,
+    QUANT_KINDS,
+    SCALE_MODES,
+    SCALES,
+    SCORES,
+    WEIGHT_ORDERS,
+    capacity,
+    expert_weight,
+    global_experts,
+    grouped,
+    live_count,
+    product_inputs,
+    slots,
+    sorted_scales,
+    together,
+    two_weights,
+)
+
+# Sizes that passes and lowerings ask of the dialect.
+from moeloom.dialects.moe_rules import scale_columns as scale_columns
+from moeloom.dialects.moe_rules import scale_rows as scale_rows
+from moeloom.dialects.rules import checked, dims, element, element_type, one_of, rank, require, shape, static, width
+
 Tensor = ir.RankedTensorType
-GROUP = 32
-SCALE_MODES = ("even", "floor", "ceil", "rceil")
-QUANT_KINDS = ("per_1x32", "per_token", "per_tensor", "per_1x128")
-ACTIVATIONS = ("silu", "swiglu", "gelu", "gelu_tanh")
-GATE_UP_ORDERS = ("interleaved", "concatenated")
-SCALE_LAYOUTS = ("tiled_32x8", "row_major")
-SCORES = ("softmax_after_topk", "softmax_before_topk", "sigmoid")
-BLOCKS = (16, 32, 64, 128)
-MAX_TOPK = 255
 
 
 class Moe(ext.Dialect, name="moe"):
     """Mixture-of-experts programs."""
-
-
-class _Rules:
-    """Collects what is wrong with one op; the first broken rule is reported at the op's location."""
-
-    def __init__(self, op: ir.OpView):
-        self.op, self.error = op, ""
-
-    def require(self, holds: bool, message: str) -> "_Rules":
-        if not holds and not self.error:
-            self.error = message
-        return self
-
-    def one_of(self, name: str, allowed: tuple) -> "_Rules":
-        found = self.op.attributes[name].value
-        return self.require(found in allowed, f"{name} is {found!r}; it must be one of {', '.join(map(str, allowed))}")
-
-    def element(self, name: str, value: ir.Value | None, *allowed: str) -> "_Rules":
-        if value is None:
-            return self
-        found = str(value.type.element_type)
-        return self.require(found in allowed, f"{name} has element type {found}; it must be {' or '.join(allowed)}")
-
-    def rank(self, name: str, value: ir.Value | None, rank: int) -> "_Rules":
-        if value is None:
-            return self
-        return self.require(value.type.rank == rank, f"{name} has rank {value.type.rank}; it must be {rank}")
-
-    def shape(self, name: str, value: ir.Value | None, *wanted: int | None) -> "_Rules":
-        """Static sizes must match; None accepts anything and a dynamic size matches everything."""
-        if value is None or self.error:
-            return self
-        found = dims(value)
-        fits = len(found) == len(wanted) and all(
-            w is None or f is None or f == w for f, w in zip(found, wanted, strict=True)
-        )
-        text = "x".join("?" if w is None else str(w) for w in wanted)
-        return self.require(fits, f"{name} is {value.type}; its shape must be {text}")
-
-    def topk(self) -> "_Rules":
-        k = self.op.attributes["topk"].value
-        return self.require(1 <= k <= MAX_TOPK, f"topk is {k}; it must be 1 to {MAX_TOPK}")
-
-    def block(self) -> "_Rules":
-        return self.one_of("block", BLOCKS)
-
-    def done(self) -> bool:
-        if self.error:
-            self.op.location.emit_error(f"'{self.op.OPERATION_NAME}' {self.error}")
-        return not self.error
-
-
-def dims(value: ir.Value) -> list[int | None]:
-    """The shape of a ranked tensor, None where it is dynamic."""
-    kind = value.type
-    return [None if kind.is_dynamic_dim(i) else kind.get_dim_size(i) for i in range(kind.rank)]
-
-
-def width(value: ir.Value) -> int | None:
-    """Size of the last axis."""
-    return dims(value)[-1] if value.type.rank else None
-
-
-def scale_columns(columns: int, layout: str) -> int:
-    """Columns of a sorted scale tensor: padded to 8 when tiled."""
-    groups = columns // GROUP
-    return -(-groups // 8) * 8 if layout == "tiled_32x8" else groups
-
-
-def capacity(tokens: int | None, topk: int, experts: int, block: int) -> int | None:
-    """Rows S of the sorted list (contract, section 2); None where the number of tokens is not known."""
-    return None if tokens is None else tokens * topk + experts * block - min(topk, experts)
-
-
-def tile_rows(rows: int | None) -> int | None:
-    """Rows of a sorted scale tensor: whole tiles of 32."""
-    return None if rows is None else -(-rows // 32) * 32
-
-
-def _grouped(rules: _Rules, name: str, columns: int | None) -> None:
-    rules.require(columns is None or columns % GROUP == 0, f"{name}'s last axis ({columns}) is no multiple of {GROUP}")
 
 
 class EntryOp(Moe.Operation, name="entry"):
@@ -121,13 +61,14 @@ class RouteOp(Moe.Operation, name="route", traits=[ext.Pure]):
     """Choose the `topk` experts of each token and their weights (contract, section 2).
 
     Ties go to the lowest expert; rows >= `num_tokens` get id -1 and weight 0. `score` is softmax_after_topk,
-    softmax_before_topk or sigmoid; `correction_bias` f32 [E] is added for the choice only; of `groups` groups of experts
-    the `top_groups` with the largest sum of their two best scores take part. `renormalise` divides by the sum of the
-    chosen weights; `scale` multiplies them at the end.
+    softmax_before_topk or sigmoid; `correction_bias` f32 [E] is added for the choice only; of `groups` groups of
+    experts the `top_groups` with the largest sum of their two best scores take part. `renormalise` divides by the
+    sum of the chosen weights; `scale` multiplies them at the end.
 
         %w, %ids = "moe.route"(%logits) {topk = 4 : i64, score = "softmax_after_topk", renormalise = false,
                    scale = 1.0 : f32, groups = 1 : i64, top_groups = 1 : i64,
-                   operandSegmentSizes = array<i32: 1, 0, 0>} : (tensor<?x128xbf16>) -> (tensor<?x4xf32>, tensor<?x4xi32>)
+                   operandSegmentSizes = array<i32: 1, 0, 0>}
+                   : (tensor<?x128xbf16>) -> (tensor<?x4xf32>, tensor<?x4xi32>)
     """
 
     logits: ext.Operand[Tensor]
@@ -142,33 +83,32 @@ class RouteOp(Moe.Operation, name="route", traits=[ext.Pure]):
     groups: ir.IntegerAttr
     top_groups: ir.IntegerAttr
 
-    def verify_region_invariants(self) -> bool:
+    @checked
+    def verify_region_invariants(self) -> None:
         k, groups, top = self.topk.value, self.groups.value, self.top_groups.value
-        rules = _Rules(self).rank("logits", self.logits, 2).element("logits", self.logits, "bf16", "f16", "f32")
-        rules.topk().one_of("score", SCORES)
-        rules.shape("weights", self.weights, None, k).element("weights", self.weights, "f32")
-        rules.shape("ids", self.ids, None, k).element("ids", self.ids, "i32")
-        rules.element("correction_bias", self.correction_bias, "f32")
-        rules.element("num_tokens", self.num_tokens, "i32").shape("num_tokens", self.num_tokens, 1)
-        if rules.error:
-            return rules.done()
-        experts = width(self.logits)
-        rules.shape("correction_bias", self.correction_bias, experts)
-        rules.require(experts is None or k <= experts, f"topk ({k}) exceeds the {experts} experts there are to choose")
-        rules.require(
-            groups >= 1 and 1 <= top <= groups and (experts is None or experts % groups == 0),
-            f"groups = {groups}, top_groups = {top} do not divide {experts} experts",
-        )
-        return rules.done()
+        rank("logits", self.logits, 2)
+        element("logits", self.logits, "bf16", "f16", "f32")
+        rows, experts = dims(self.logits)[0], static("logits", self.logits, 1)
+        require(1 <= k <= min(MAX_TOPK, experts), f"topk is {k}; it must be 1 to {min(MAX_TOPK, experts)}")
+        one_of(self, "score", *SCORES)
+        shape("weights", self.weights, rows, k)
+        element("weights", self.weights, "f32")
+        shape("ids", self.ids, rows, k)
+        element("ids", self.ids, "i32")
+        shape("correction_bias", self.correction_bias, experts)
+        element("correction_bias", self.correction_bias, "f32")
+        live_count(self.num_tokens)
+        require(groups >= 1 and experts % groups == 0, f"groups is {groups}; it must divide the {experts} experts")
+        require(1 <= top <= groups, f"top_groups is {top}; it must be 1 to {groups}")
 
 
 class ExpertsOp(Moe.Operation, name="experts", traits=[ext.Pure]):
     """All experts of one block: out[t] = sum over slots of weights[t,s] * expert[ids[t,s]](x[t]) (contract, section 5).
 
-    Expert weights are f4E2M1FN [E, 2I, H] and [E, H, I] with f8E8M0FNU scales [E, 2I, H/32] and [E, H, I/32], or bf16/f16/f32
-    without scales, which `quantize-weights` turns into the first form. `weight_order` is nk as above, or kn for weights
-    stored [E, H, 2I] and [E, I, H] (unquantised only). Pre-quantised activations come as f4E2M1FN `x` with `x_scales`
-    f8E8M0FNU [M, H/32]. `expert_map` is an i1 mask, or an i32 index map, over the global experts.
+    Expert weights are f4E2M1FN [E, 2I, H] and [E, H, I] with f8E8M0FNU scales [E, 2I, H/32] and [E, H, I/32], or
+    bf16/f16/f32 without scales, which `moe-quantize-weights` turns into the first form. `weight_order` is nk as above,
+    or kn for weights stored [E, H, 2I] and [E, I, H] (unquantised only). Pre-quantised activations come as f4E2M1FN
+    `x` with `x_scales` f8E8M0FNU [M, H/32]. `expert_map` is an i1 mask, or an i32 index map, over the global experts.
     """
 
     x: ext.Operand[Tensor]
@@ -190,55 +130,25 @@ class ExpertsOp(Moe.Operation, name="experts", traits=[ext.Pure]):
     gate_up_order: ir.StringAttr
     weight_order: ir.StringAttr
 
-    def verify_region_invariants(self) -> bool:
-        rules = _Rules(self).one_of("activation", ACTIVATIONS).one_of("gate_up_order", GATE_UP_ORDERS)
-        rules.one_of("weight_order", ("nk", "kn")).rank("x", self.x, 2).rank("gate_up", self.gate_up, 3)
-        rules.element("x", self.x, "bf16", "f16", "f4E2M1FN")
-        rules.rank("ids", self.ids, 2).element("ids", self.ids, "i32").element("weights", self.weights, "f32")
-        if rules.error:
-            return rules.done()
-        packed = str(self.x.type.element_type) == "f4E2M1FN"
-        rules.require(
-            packed == (self.x_scales is not None),
-            "x_scales goes with f4E2M1FN activations, and only with them",
-        )
-        hidden, k = width(self.x), width(self.ids)
-        _grouped(rules, "x", hidden)
-        rules.shape("weights", self.weights, None, k)
-        rules.shape("out", self.out, None, hidden).element("out", self.out, "bf16", "f16")
-        experts, a, b = dims(self.gate_up)
-        nk = self.weight_order.value == "nk"
-        rows, columns = (a, b) if nk else (b, a)
-        rules.require(columns == hidden, f"gate_up multiplies {columns} columns; x has {hidden}")
-        rules.require(rows is not None and rows % 2 == 0, f"gate_up has {rows} rows; gate and up need an even number")
-        intermediate = (rows or 0) // 2
-        _grouped(rules, "down", intermediate)
-        _weight(rules, "gate_up", self.gate_up, self.gate_up_scales, (experts, rows, hidden), nk)
-        _weight(rules, "down", self.down, self.down_scales, (experts, hidden, intermediate), nk)
-        rules.shape("gate_up_bias", self.gate_up_bias, experts, rows).shape(
-            "down_bias", self.down_bias, experts, hidden
-        )
-        _live_count_and_map(rules, self.num_tokens, self.expert_map)
-        return rules.done()
-
-
-def _weight(rules: _Rules, name: str, weight, scales, shape: tuple, nk: bool = True) -> None:
-    experts, rows, columns = shape
-    rules.shape(name, weight, *(shape if nk else (experts, columns, rows)))
-    if rules.error:
-        return
-    packed = str(weight.type.element_type) == "f4E2M1FN"
-    rules.element(name, weight, "f4E2M1FN", "bf16", "f16", "f32")
-    rules.require(packed == (scales is not None), f"{name}_scales goes with f4E2M1FN {name}, and only with it")
-    rules.require(nk or not packed, f'f4E2M1FN {name} must be stored with weight_order = "nk"')
-    if scales is not None:
-        rules.shape(f"{name}_scales", scales, experts, rows, columns // GROUP)
-        rules.element(f"{name}_scales", scales, "f8E8M0FNU")
-
-
-def _live_count_and_map(rules: _Rules, num_tokens, expert_map) -> None:
-    rules.element("num_tokens", num_tokens, "i32").shape("num_tokens", num_tokens, 1)
-    rules.rank("expert_map", expert_map, 1).element("expert_map", expert_map, "i1", "i32")
+    @checked
+    def verify_region_invariants(self) -> None:
+        one_of(self, "activation", *ACTIVATIONS)
+        one_of(self, "gate_up_order", *GATE_UP_ORDERS)
+        one_of(self, "weight_order", *WEIGHT_ORDERS)
+        rank("x", self.x, 2)
+        element("x", self.x, "bf16", "f16", CODES)
+        rows, hidden = dims(self.x)[0], grouped("x", self.x)
+        together("x_scales", self.x_scales, "x", self.x)
+        shape("x_scales", self.x_scales, rows, hidden // GROUP)
+        element("x_scales", self.x_scales, SCALES)
+        slots("ids", self.ids, rows)
+        shape("weights", self.weights, rows, width(self.ids))
+        element("weights", self.weights, "f32")
+        shape("out", self.out, rows, hidden)
+        element("out", self.out, "bf16", "f16")
+        two_weights(self, hidden)
+        live_count(self.num_tokens)
+        global_experts(self.expert_map)
 
 
 class SortTokensOp(Moe.Operation, name="sort_tokens", traits=[ext.Pure]):
@@ -260,26 +170,27 @@ class SortTokensOp(Moe.Operation, name="sort_tokens", traits=[ext.Pure]):
     experts: ir.IntegerAttr
     block: ir.IntegerAttr
 
-    def verify_region_invariants(self) -> bool:
-        rules = _Rules(self).rank("ids", self.ids, 2).element("ids", self.ids, "i32").block()
-        rules.rank("weights", self.weights, 2).element("weights", self.weights, "f32")
-        rules.element("sorted_ids", self.sorted_ids, "i32").element("sorted_weights", self.sorted_weights, "f32")
-        rules.element("expert_ids", self.expert_ids, "i32").element("num_valid", self.num_valid, "i32")
-        if rules.error:
-            return rules.done()
-        k, experts, block = width(self.ids), self.experts.value, self.block.value
-        rules.require(k is not None and 1 <= k <= MAX_TOPK, f"ids has {k} slots a token; it must be 1 to {MAX_TOPK}")
-        rules.require(experts >= 1, f"experts is {experts}; there must be at least one")
-        rules.shape("weights", self.weights, dims(self.ids)[0], k).shape("num_valid", self.num_valid, 2)
-        _live_count_and_map(rules, self.num_tokens, self.expert_map)
-        rules.shape("expert_map", self.expert_map, experts)
-        tokens = dims(self.ids)[0]
-        if tokens is not None and k is not None:
-            rules.require(tokens < 1 << 24, f"{tokens} tokens do not fit the 24 bits of a sorted id")
-            rows = capacity(tokens, k, experts, block)
-            rules.shape("sorted_ids", self.sorted_ids, rows).shape("sorted_weights", self.sorted_weights, rows)
-            rules.shape("expert_ids", self.expert_ids, -(-rows // block))
-        return rules.done()
+    @checked
+    def verify_region_invariants(self) -> None:
+        one_of(self, "block", *BLOCKS)
+        experts, block = self.experts.value, self.block.value
+        require(experts >= 1, f"experts is {experts}; there must be at least one")
+        slots("ids", self.ids, None)
+        tokens, k = dims(self.ids)
+        shape("weights", self.weights, tokens, k)
+        element("weights", self.weights, "f32")
+        live_count(self.num_tokens)
+        global_experts(self.expert_map)
+        shape("expert_map", self.expert_map, experts)
+        rows = capacity(tokens, k, experts, block)
+        shape("sorted_ids", self.sorted_ids, rows)
+        element("sorted_ids", self.sorted_ids, "i32")
+        shape("sorted_weights", self.sorted_weights, rows)
+        element("sorted_weights", self.sorted_weights, "f32")
+        shape("expert_ids", self.expert_ids, None if rows is None else -(-rows // block))
+        element("expert_ids", self.expert_ids, "i32")
+        shape("num_valid", self.num_valid, 2)
+        element("num_valid", self.num_valid, "i32")
 
 
 class QuantOp(Moe.Operation, name="quant", traits=[ext.Pure]):
@@ -297,43 +208,38 @@ class QuantOp(Moe.Operation, name="quant", traits=[ext.Pure]):
     kind: ir.StringAttr
     scale_mode: ir.StringAttr
 
-    def verify_region_invariants(self) -> bool:
-        rules = _Rules(self).one_of("kind", QUANT_KINDS).rank("x", self.x, 2).element("x", self.x, "bf16", "f16")
-        if rules.error:
-            return rules.done()
-        rows, columns = dims(self.x)
-        if self.kind.value == "per_1x32":
-            rules.one_of("scale_mode", SCALE_MODES)
-            _mxfp4_codes(rules, self.x, self.codes)
-            rules.shape("scales", self.scales, rows, columns // GROUP if columns else None)
-            return rules.element("scales", self.scales, "f8E8M0FNU").done()
-        rules.one_of("scale_mode", ("none",))
-        groups = {"per_token": 1, "per_tensor": None, "per_1x128": columns // 128 if columns else None}[self.kind.value]
-        if self.kind.value == "per_1x128":
-            rules.require(columns is None or columns % 128 == 0, f"x's last axis ({columns}) is no multiple of 128")
-        rules.shape("codes", self.codes, rows, columns).element("codes", self.codes, "f8E4M3FN")
-        rules.element("scales", self.scales, "f32")
-        if self.kind.value == "per_tensor":
-            rules.shape("scales", self.scales, 1)
-        else:
-            rules.shape("scales", self.scales, rows, groups)
-        return rules.done()
-
-
-def _mxfp4_codes(rules: _Rules, x, codes) -> None:
-    rows, columns = dims(x)
-    _grouped(rules, "x", columns)
-    rules.shape("codes", codes, rows, columns).element("codes", codes, "f4E2M1FN")
+    @checked
+    def verify_region_invariants(self) -> None:
+        one_of(self, "kind", *QUANT_KINDS)
+        rank("x", self.x, 2)
+        element("x", self.x, "bf16", "f16")
+        kind, rows, columns = self.kind.value, dims(self.x)[0], static("x", self.x, 1)
+        shape("codes", self.codes, rows, columns)
+        if kind == "per_1x32":
+            one_of(self, "scale_mode", *SCALE_MODES)
+            shape("scales", self.scales, rows, grouped("x", self.x) // GROUP)
+            element("scales", self.scales, SCALES)
+            return element("codes", self.codes, CODES)
+        one_of(self, "scale_mode", "none")
+        element("codes", self.codes, "f8E4M3FN")
+        element("scales", self.scales, "f32")
+        if kind == "per_tensor":
+            return shape("scales", self.scales, 1)
+        if kind == "per_token":
+            return shape("scales", self.scales, rows, 1)
+        require(columns % 128 == 0, f"x has {columns} columns; per_1x128 needs a multiple of 128")
+        return shape("scales", self.scales, rows, columns // 128)
 
 
 class SortScalesOp(Moe.Operation, name="sort_scales", traits=[ext.Pure]):
     """Move row-major scales to expert order (contract, section 3). The payload stays in token order.
 
-    The source row of a sorted row is its token in stage 1 and token*k+slot in stage 2. Layout tiled_32x8 pads the columns
-    to 8 and the rows to 32; padding rows and columns are 0.
+    The source row of a sorted row is its token in stage 1 and token*k+slot in stage 2. Layout tiled_32x8 pads the
+    columns to 8 and the rows to 32; padding rows and columns are 0.
 
         %sorted = "moe.sort_scales"(%scales, %sorted_ids, %num_valid) {stage = 1 : i64, topk = 4 : i64,
-                  layout = "tiled_32x8"} : (tensor<?x90xf8E8M0FNU>, tensor<?xi32>, tensor<2xi32>) -> tensor<?x96xf8E8M0FNU>
+                  layout = "tiled_32x8"}
+                  : (tensor<?x90xf8E8M0FNU>, tensor<?xi32>, tensor<2xi32>) -> tensor<?x96xf8E8M0FNU>
     """
 
     scales: ext.Operand[Tensor]
@@ -344,21 +250,12 @@ class SortScalesOp(Moe.Operation, name="sort_scales", traits=[ext.Pure]):
     topk: ir.IntegerAttr
     layout: ir.StringAttr
 
-    def verify_region_invariants(self) -> bool:
-        rules = _Rules(self).rank("scales", self.scales, 2).element("scales", self.scales, "f8E8M0FNU", "f32")
-        columns = width(self.scales) if not rules.error else None
-        return _sorted_scales(rules, columns * GROUP if columns else None)
-
-
-def _sorted_scales(rules: _Rules, columns: int | None) -> bool:
-    """The rules shared by sort_scales and quant_sort about their sorted result."""
-    op = rules.op
-    rules.one_of("stage", (1, 2)).topk().one_of("layout", SCALE_LAYOUTS)
-    rules.rank("sorted_ids", op.sorted_ids, 1).element("sorted_ids", op.sorted_ids, "i32")
-    rules.element("num_valid", op.num_valid, "i32").shape("num_valid", op.num_valid, 2)
-    if not rules.error and columns:
-        rules.shape("sorted_scales", op.sorted_scales, None, scale_columns(columns, op.layout.value))
-    return rules.element("sorted_scales", op.sorted_scales, "f8E8M0FNU", "f32").done()
+    @checked
+    def verify_region_invariants(self) -> None:
+        rank("scales", self.scales, 2)
+        element("scales", self.scales, SCALES, "f32")
+        sorted_scales(self, static("scales", self.scales, 1) * GROUP)
+        element("sorted_scales", self.sorted_scales, element_type(self.scales))
 
 
 class QuantSortOp(Moe.Operation, name="quant_sort", traits=[ext.Pure]):
@@ -381,21 +278,25 @@ class QuantSortOp(Moe.Operation, name="quant_sort", traits=[ext.Pure]):
     topk: ir.IntegerAttr
     layout: ir.StringAttr
 
-    def verify_region_invariants(self) -> bool:
-        rules = _Rules(self).one_of("kind", ("per_1x32",)).one_of("scale_mode", SCALE_MODES)
-        rules.rank("x", self.x, 2).element("x", self.x, "bf16", "f16")
-        if rules.error:
-            return rules.done()
-        _mxfp4_codes(rules, self.x, self.codes)
-        return _sorted_scales(rules.element("sorted_scales", self.sorted_scales, "f8E8M0FNU"), width(self.x))
+    @checked
+    def verify_region_invariants(self) -> None:
+        one_of(self, "kind", "per_1x32")
+        one_of(self, "scale_mode", *SCALE_MODES)
+        rank("x", self.x, 2)
+        element("x", self.x, "bf16", "f16")
+        columns = grouped("x", self.x)
+        shape("codes", self.codes, dims(self.x)[0], columns)
+        element("codes", self.codes, CODES)
+        sorted_scales(self, columns)
+        element("sorted_scales", self.sorted_scales, SCALES)
 
 
 class GateUpOp(Moe.Operation, name="gate_up", traits=[ext.Pure]):
     """The first product and its activation: h[token*k+slot] = act(x[token] @ W1[expert].T + b1[expert]), rounded to x's
     floating type (bf16 when x is quantised).
 
-    `x` is bf16/f16 [M, H] (A16), or f4E2M1FN codes with sorted tiled scales (A4). `sorted_weights`, where given, multiplies
-    the product before the bias (doweight_stage1). Rows no sorted row names are undefined.
+    `x` is bf16/f16 [M, H] (A16), or f4E2M1FN codes with sorted tiled scales (A4). `sorted_weights`, where given,
+    multiplies the product before the bias (doweight_stage1). Rows no sorted row names are undefined.
     """
 
     x: ext.Operand[Tensor]
@@ -416,21 +317,17 @@ class GateUpOp(Moe.Operation, name="gate_up", traits=[ext.Pure]):
     gate_up_order: ir.StringAttr
     weight_order: ir.StringAttr
 
-    def verify_region_invariants(self) -> bool:
-        rules = _product_rules(self).one_of("activation", ACTIVATIONS).one_of("gate_up_order", GATE_UP_ORDERS)
-        if rules.error:
-            return rules.done()
-        rows, hidden = width(self.out), width(self.x)
-        _weight(
-            rules,
-            "weight",
-            self.weight,
-            self.weight_scales,
-            (dims(self.weight)[0], 2 * rows, hidden),
-            _nk(self),
-        )
-        rules.shape("bias", self.bias, None, 2 * rows)
-        return rules.element("out", self.out, "bf16", "f16").done()
+    @checked
+    def verify_region_invariants(self) -> None:
+        one_of(self, "activation", *ACTIVATIONS)
+        one_of(self, "gate_up_order", *GATE_UP_ORDERS)
+        hidden = product_inputs(self)
+        rank("out", self.out, 2)
+        element("out", self.out, "bf16", "f16")
+        rows = 2 * static("out", self.out, 1)
+        experts = expert_weight(self, "weight", self.weight, self.weight_scales, rows, hidden)
+        shape("bias", self.bias, experts, rows)
+        element("bias", self.bias, *FLOATS)
 
 
 class DownOp(Moe.Operation, name="down", traits=[ext.Pure]):
@@ -453,43 +350,22 @@ class DownOp(Moe.Operation, name="down", traits=[ext.Pure]):
     block: ir.IntegerAttr
     weight_order: ir.StringAttr
 
-    def verify_region_invariants(self) -> bool:
-        rules = _product_rules(self)
-        if rules.error:
-            return rules.done()
-        rows, columns = width(self.out), width(self.x)
-        _weight(rules, "weight", self.weight, self.weight_scales, (dims(self.weight)[0], rows, columns), _nk(self))
-        rules.shape("bias", self.bias, None, rows)
-        return rules.element("out", self.out, "f32").done()
-
-
-def _nk(op) -> bool:
-    return op.weight_order.value == "nk"
-
-
-def _product_rules(op) -> _Rules:
-    """Rules of every expert product: its activations, its sorted list, its scales."""
-    rules = _Rules(op).topk().block().one_of("weight_order", ("nk", "kn"))
-    rules.rank("x", op.x, 2).element("x", op.x, "bf16", "f16", "f4E2M1FN", "f8E4M3FN").rank("out", op.out, 2)
-    rules.rank("sorted_ids", op.sorted_ids, 1).element("sorted_ids", op.sorted_ids, "i32")
-    rules.rank("expert_ids", op.expert_ids, 1).element("expert_ids", op.expert_ids, "i32")
-    rules.element("num_valid", op.num_valid, "i32").shape("num_valid", op.num_valid, 2)
-    rules.element("sorted_weights", op.sorted_weights, "f32")
-    if rules.error:
-        return rules
-    quantised = str(op.x.type.element_type).startswith("f4") or str(op.x.type.element_type).startswith("f8")
-    rules.require(
-        quantised == (op.x_scales is not None), "x_scales goes with quantised activations, and only with them"
-    )
-    _grouped(rules, "x", width(op.x))
-    return rules
+    @checked
+    def verify_region_invariants(self) -> None:
+        intermediate = product_inputs(self)
+        rank("out", self.out, 2)
+        element("out", self.out, "f32")
+        hidden = static("out", self.out, 1)
+        experts = expert_weight(self, "weight", self.weight, self.weight_scales, hidden, intermediate)
+        shape("bias", self.bias, experts, hidden)
+        element("bias", self.bias, *FLOATS)
 
 
 class ExpertsOneStageOp(Moe.Operation, name="experts_one_stage", traits=[ext.Pure]):
     """Both products in one launch: out[token*k+slot] f32, as gate_up, then (A4) per_1x32 of its result, then down.
 
-    With quantised `x` the intermediate is quantised by `scale_mode` inside the kernel; with bf16/f16 `x` it is used as is
-    and `scale_mode` is "none". `routing_weight_stage` is 1 (before the first bias) or 2.
+    With quantised `x` the intermediate is quantised by `scale_mode` inside the kernel; with bf16/f16 `x` it is used
+    as is and `scale_mode` is "none". `routing_weight_stage` is 1 (before the first bias) or 2.
     """
 
     x: ext.Operand[Tensor]
@@ -515,25 +391,23 @@ class ExpertsOneStageOp(Moe.Operation, name="experts_one_stage", traits=[ext.Pur
     scale_mode: ir.StringAttr
     routing_weight_stage: ir.IntegerAttr
 
-    def verify_region_invariants(self) -> bool:
-        rules = _product_rules(self).one_of("activation", ACTIVATIONS).one_of("gate_up_order", GATE_UP_ORDERS)
-        rules.one_of("routing_weight_stage", (1, 2)).rank("gate_up", self.gate_up, 3).rank("down", self.down, 3)
-        if rules.error:
-            return rules.done()
-        rules.one_of("scale_mode", SCALE_MODES if self.x_scales is not None else ("none",))
-        hidden = width(self.x)
-        experts, rows = dims(self.gate_up)[0], dims(self.gate_up)[1 if _nk(self) else 2]
-        _grouped(rules, "down", rows // 2)
-        _weight(rules, "gate_up", self.gate_up, self.gate_up_scales, (experts, rows, hidden), _nk(self))
-        _weight(rules, "down", self.down, self.down_scales, (experts, hidden, rows // 2), _nk(self))
-        rules.shape("gate_up_bias", self.gate_up_bias, experts, rows).shape(
-            "down_bias", self.down_bias, experts, hidden
-        )
-        return rules.shape("out", self.out, None, hidden).element("out", self.out, "f32").done()
+    @checked
+    def verify_region_invariants(self) -> None:
+        one_of(self, "activation", *ACTIVATIONS)
+        one_of(self, "gate_up_order", *GATE_UP_ORDERS)
+        one_of(self, "routing_weight_stage", 1, 2)
+        hidden = product_inputs(self)
+        if self.x_scales is None:
+            one_of(self, "scale_mode", "none")
+        else:
+            one_of(self, "scale_mode", *SCALE_MODES)
+        two_weights(self, hidden)
+        shape("out", self.out, None, hidden)
+        element("out", self.out, "f32")
 
 
 class CombineOp(Moe.Operation, name="combine", traits=[ext.Pure]):
-    """out[t] = sum over slots s, in slot order, of rows[t*k+s], leaving out slots without an expert; 0 where none is left.
+    """out[t] = sum over slots s, in slot order, of rows[t*k+s] without slots that have no expert; 0 where none is left.
 
     `ids`, `num_tokens` and `expert_map` are those of the sort, and say which slots have a row.
     """
@@ -544,11 +418,15 @@ class CombineOp(Moe.Operation, name="combine", traits=[ext.Pure]):
     expert_map: ext.Operand[Tensor] | None
     out: ext.Result[Tensor]
 
-    def verify_region_invariants(self) -> bool:
-        rules = _Rules(self).rank("rows", self.rows, 2).element("rows", self.rows, "f32")
-        rules.rank("ids", self.ids, 2).element("ids", self.ids, "i32").rank("out", self.out, 2)
-        rules.element("out", self.out, "bf16", "f16")
-        _live_count_and_map(rules, self.num_tokens, self.expert_map)
-        if rules.error:
-            return rules.done()
-        return rules.shape("out", self.out, dims(self.ids)[0], width(self.rows)).done()
+    @checked
+    def verify_region_invariants(self) -> None:
+        rank("rows", self.rows, 2)
+        element("rows", self.rows, "f32")
+        slots("ids", self.ids, None)
+        tokens, k = dims(self.ids)
+        columns = static("rows", self.rows, 1)
+        shape("rows", self.rows, None if tokens is None else tokens * k, columns)
+        shape("out", self.out, tokens, columns)
+        element("out", self.out, "bf16", "f16")
+        live_count(self.num_tokens)
+        global_experts(self.expert_map)

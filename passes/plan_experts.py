@@ -113,7 +113,7 @@ class Plan:
             scales=scales,
             sorted_ids=self.sort.sorted_ids,
             num_valid=self.sort.num_valid,
-            sorted_scales=tensor(scales.type.element_type, moe.tile_rows(self.capacity), columns),
+            sorted_scales=tensor(scales.type.element_type, moe.scale_rows(self.capacity), columns),
             stage=integer(stage),
             topk=integer(self.topk),
             layout=word(self.options.layout),
