@@ -1,4 +1,4 @@
-"""`moeloom_run`: every thread of the pool runs a list of commands, sharing tiles and meeting after each (docs/program.md).
+"""`moeloom_run`: every thread of the pool runs the commands, sharing tiles and meeting after each (docs/program.md).
 
 Spinning keeps the hand-over between kernels below a microsecond; after SPINS turns a thread yields its time slice, so
 that more threads than cores still make progress.

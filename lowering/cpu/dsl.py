@@ -70,11 +70,7 @@ def const(value: Number, kind: ir.Type) -> Val:
         bits = element.width
         value = int(value) & ((1 << bits) - 1)
         value -= (1 << bits) if bits > 1 and value >> (bits - 1) else 0
-    attr = (
-        ir.FloatAttr.get(element, float(value))
-        if _is_float(kind)
-        else ir.IntegerAttr.get(element, int(value))
-    )
+    attr = ir.FloatAttr.get(element, float(value)) if _is_float(kind) else ir.IntegerAttr.get(element, int(value))
     if isinstance(kind, ir.VectorType):
         return Val(arith.constant(kind, ir.DenseElementsAttr.get_splat(kind, attr)))
     return Val(arith.constant(kind, attr))
@@ -131,6 +127,9 @@ class Val:
 
     __rmul__ = __mul__
 
+    def __neg__(self) -> Val:
+        return Val(arith.negf(self.v)) if _is_float(self.type) else 0 - self
+
     def __truediv__(self, other: Like) -> Val:
         return self._binary(other, arith.divui, arith.divf)
 
@@ -158,6 +157,9 @@ class Val:
 
     def __rshift__(self, other: Like) -> Val:
         return self._binary(other, arith.shrui)
+
+    def shift_right_signed(self, other: Like) -> Val:
+        return self._binary(other, arith.shrsi)
 
     def _compare(self, how: str, other: Like) -> Val:
         a, b = self._meet(other)
@@ -235,9 +237,7 @@ class Val:
 
     def reduce(self, how: str) -> Val:
         """Combine the lanes: add, maxnumf, maxui, ori and so on, as vector.reduction names them."""
-        return Val(
-            vector.reduction(self.type.element_type, ir.Attribute.parse(f"#vector.kind<{how}>"), self.v)
-        )
+        return Val(vector.reduction(self.type.element_type, ir.Attribute.parse(f"#vector.kind<{how}>"), self.v))
 
 
 def select(condition: Val, yes: Val, no: Val | Number) -> Val:
@@ -269,32 +269,27 @@ def loop(
     return [Val(r) for r in op.results_]
 
 
-def when(
-    condition: Val, then: Callable[[], Sequence[Val] | None], otherwise: Callable | None = None
-) -> list[Val]:
-    """An `if`; with results both branches must return values of the same types. `then` may not return without `otherwise`."""
+def when(condition: Val, then: Callable[[], Sequence[Val] | None], otherwise: Callable | None = None) -> list[Val]:
+    """An `if`; both branches return values of the same types, and a lone `then` returns none."""
     if otherwise is None:
         op = scf.IfOp(condition.v)
         with ir.InsertionPoint(op.then_block):
             then()
             scf.yield_([])
         return []
-    # The result types are known only once the branches exist, so both are built in a scratch op first.
-    types = _branch_types(condition, then)
-    op = scf.IfOp(condition.v, types, has_else=True)
-    for block, branch in ((op.then_block, then), (op.else_block, otherwise)):
+    # The result types are known only once the branches exist, so these are built in a scratch op and moved.
+    scratch = scf.IfOp(condition.v, [], has_else=True)
+    results = []
+    for block, branch in ((scratch.then_block, then), (scratch.else_block, otherwise)):
         with ir.InsertionPoint(block):
-            scf.yield_([value.v for value in branch() or ()])
-    return [Val(r) for r in op.results]
-
-
-def _branch_types(condition: Val, then: Callable) -> list[ir.Type]:
-    scratch = scf.IfOp(condition.v)
-    with ir.InsertionPoint(scratch.then_block):
-        types = [value.type for value in then() or ()]
-        scf.yield_([])
+            results.append([value.v for value in branch() or ()])
+            scf.yield_(results[-1])
+    op = scf.IfOp(condition.v, [value.type for value in results[0]], has_else=True)
+    for source, target in ((scratch.then_block, op.then_block), (scratch.else_block, op.else_block)):
+        for inner in list(source.operations):
+            target.append(inner)
     scratch.operation.erase()
-    return types
+    return [Val(r) for r in op.results]
 
 
 class Buffer:
@@ -305,7 +300,7 @@ class Buffer:
 
     @staticmethod
     def at(pointer: ir.Value, element: ir.Type) -> Buffer:
-        """View raw memory as a flat array. The descriptor is built by hand: no upstream op makes a memref of a pointer."""
+        """View raw memory as a flat array. Built by hand: no upstream op makes a memref of a pointer."""
         kind = ir.MemRefType.get([ir.ShapedType.get_dynamic_size()], element)
         struct = ir.Type.parse("!llvm.struct<(ptr, ptr, i64, array<1 x i64>, array<1 x i64>)>")
         value = llvm.mlir_undef(struct)
