@@ -1,0 +1,143 @@
+"""How a tier turns packed e2m1 weights into operands of a multiplication (layout `n16k32`, docs/program.md).
+
+A lane is an output row. A decoder reads `words`, the 8 codes of a quarter group for `lanes` rows, and yields
+the weights of one `step` after the other; a step covers `columns` columns of x at `column(step)`.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from torch_mlir import ir
+
+from .dsl import Buffer, Val, bf16, f32, fma, i16, i32, intrinsic, table, vec
+from .tiers import Tier
+
+ROWS = 16
+"""Output rows of a weight tile."""
+GROUP = 32
+"""Columns that share a scale."""
+QUARTER = 8
+"""Columns of one contiguous run of the packed payload."""
+
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+SIGNED_E2M1 = (*E2M1, *(-v for v in E2M1))
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """f32 weights, one column a step, by arithmetic that every CPU has. The base of the others."""
+
+    lanes: int
+    steps = QUARTER
+    unit = 0.5
+    """What a decoded weight must still be multiplied with."""
+    token_tiles: tuple[int, ...] = (1, 2, 4)
+
+    @property
+    def staged(self) -> ir.Type:
+        """The element type x is staged in; an element holds the columns of one step."""
+        return f32()
+
+    @property
+    def columns(self) -> int:
+        return QUARTER // self.steps
+
+    def column(self, step: int) -> int:
+        """Nibbles 0..3 of a row's 32 bits hold the even columns, 4..7 the odd ones."""
+        return 2 * (step % 4) + step // 4
+
+    def words(self, payload: Buffer, position: Val) -> Val:
+        return payload.load(position, 4 * self.lanes).bits(vec(self.lanes, i32()))
+
+    def weights(self, words: Val, step: int) -> Val:
+        """Twice the e2m1 value: of the magnitude bits c it is c, plus c - 4 above 4, plus 2 (c - 6) above 6."""
+        floats = vec(self.lanes, f32())
+        code = ((words >> (4 * step)) & 7).to(floats)
+        twice = code + (code - 4.0).max(0.0) + (code - 6.0).max(0.0) * 2.0
+        return _with_sign(twice, words, step)
+
+    def multiply_add(self, weights: Val, x: Val, total: Val) -> Val:
+        """x arrives as a scalar of the staged type."""
+        return total + weights * x
+
+    def scale_add(self, product: Val, scale: Val, total: Val) -> Val:
+        return total + product * scale
+
+
+@dataclass(frozen=True)
+class Avx2(Decoder):
+    """Magnitudes looked up with vpermps (its index is 3 bits), the sign bit moved into place."""
+
+    unit = 1.0
+    token_tiles: tuple[int, ...] = (1, 2, 4, 6)
+
+    def weights(self, words: Val, step: int) -> Val:
+        index = words >> (4 * step)
+        kind = vec(self.lanes, f32())
+        return _with_sign(intrinsic("llvm.x86.avx2.permps", kind, table(E2M1, f32()), index), words, step)
+
+    def multiply_add(self, weights: Val, x: Val, total: Val) -> Val:
+        return fma(weights, x, total)
+
+    scale_add = multiply_add
+
+
+@dataclass(frozen=True)
+class Avx512(Avx2):
+    """Signed values looked up with vpermps of 16 lanes (its index is 4 bits, the higher ones are ignored)."""
+
+    token_tiles: tuple[int, ...] = (1, 2, 4, 6, 8, 12)
+
+    def weights(self, words: Val, step: int) -> Val:
+        kind = vec(self.lanes, f32())
+        return intrinsic("llvm.x86.avx512.permvar.sf.512", kind, table(SIGNED_E2M1, f32()), words >> (4 * step))
+
+
+@dataclass(frozen=True)
+class Avx512Bf16(Avx512):
+    """bf16 column pairs looked up with vpermw (its index is 5 bits, so the table stands there twice), multiplied with
+    vdpbf16ps; x is staged as pairs of bf16 in an i32."""
+
+    steps = 4
+
+    @property
+    def staged(self) -> ir.Type:
+        return i32()
+
+    def column(self, step: int) -> int:
+        return 2 * step
+
+    def words(self, payload: Buffer, position: Val) -> Val:
+        return payload.load(position, 4 * self.lanes).bits(vec(2 * self.lanes, i16()))
+
+    def weights(self, words: Val, step: int) -> Val:
+        codes = vec(2 * self.lanes, i16())
+        bits = table([_bf16_bits(v) for v in SIGNED_E2M1] * 2, i16())
+        return intrinsic("llvm.x86.avx512.permvar.hi.512", codes, bits, words >> (4 * step))
+
+    def multiply_add(self, weights: Val, x: Val, total: Val) -> Val:
+        pairs = vec(2 * self.lanes, bf16())
+        x = x.splat(vec(self.lanes, i32()))
+        return intrinsic("llvm.x86.avx512bf16.dpbf16ps.512", total.type, total, weights.bits(pairs), x.bits(pairs))
+
+
+def decoder(tier: Tier, x: str) -> Decoder:
+    """The decoder of a tier for activations of type "bf16" or "f16" (f16 is not exact in bf16, so it takes f32)."""
+    if tier.has("avx512_bf16") and x == "bf16":
+        return Avx512Bf16(16)
+    if tier.has("avx512f"):
+        return Avx512(16)
+    return Avx2(8) if tier.has("avx2") else Decoder(4)
+
+
+def _with_sign(magnitude: Val, words: Val, step: int) -> Val:
+    shift = 28 - 4 * step
+    sign = (words << shift if shift else words) & (1 << 31)
+    return (magnitude.bits(words.type) | sign).bits(magnitude.type)
+
+
+def _bf16_bits(value: float) -> int:
+    """An e2m1 value has one mantissa bit, so the upper half of its f32 is exact."""
+    return struct.unpack("<I", struct.pack("<f", value))[0] >> 16

@@ -1,0 +1,236 @@
+"""The expert products on the CPU, in every tier this machine has, against float64 arithmetic on dequantised weights."""
+
+import ctypes
+import functools
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+from moeloom.lowering.cpu import compile as cpu
+from moeloom.lowering.cpu import down, gate_up
+from moeloom.lowering.cpu.tiers import BEST_FIRST, Tier
+
+FLAGS = set(re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.M).group(1).split())
+TIERS = [tier for tier in BEST_FIRST if set(tier.features) <= FLAGS]
+every_tier = pytest.mark.parametrize("tier", TIERS, ids=lambda tier: tier.name)
+BUILDERS = {"gate_up": gate_up.build, "down": down.build}
+DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer of random experts. `byte` bounds the weights' scale bytes."""
+
+    hidden: int = 96
+    intermediate: int = 32
+    experts: int = 3
+    topk: int = 2
+    tokens: int = 5
+    block: int = 16
+    activation: str = "silu"
+    alpha: float = 1.702
+    limit: float = 7.0
+    x: str = "bf16"
+    bias: bool = True
+    weighted: str = "down"
+    byte: tuple[int, int] = (118, 126)
+
+    def params(self, template: str) -> dict:
+        return dict(
+            hidden=self.hidden,
+            intermediate=self.intermediate,
+            topk=self.topk,
+            block=self.block,
+            activation=self.activation,
+            alpha=self.alpha,
+            limit=self.limit,
+            x=self.x,
+            has_bias=self.bias,
+            has_weights=self.weighted == template,
+        )
+
+
+class Layer:
+    """The tensors of a case: weights dequantised (float64) and packed, the sorted list, x in a poisoned surrounding."""
+
+    def __init__(self, case: Case, seed: int = 0, ids: np.ndarray | None = None):
+        self.case, rng = case, np.random.default_rng(seed)
+        e, h, i, k, m = case.experts, case.hidden, case.intermediate, case.topk, case.tokens
+        self.rows = m * k
+        self.w1, self.p1, self.s1 = weights(rng, e, 2 * i, h, case.byte, gate_up_order(i))
+        self.w2, self.p2, self.s2 = weights(rng, e, h, i, case.byte, np.arange(h))
+        self.b1 = rng.standard_normal((e, 2 * i)).astype(np.float32)
+        self.b2 = rng.standard_normal((e, h)).astype(np.float32)
+        self.packed_b1 = np.ascontiguousarray(self.b1[:, gate_up_order(i)])
+        self.ids = rng.integers(0, e, (m, k)) if ids is None else ids
+        self.routing = rng.random((m, k)).astype(np.float32)
+        # An odd stride and an odd start, with NaN in every element that is no row of x.
+        self.stride = h + 3
+        surrounding = torch.full((m * self.stride + 2,), -1, dtype=torch.int16).view(DTYPES[case.x])
+        self.x = surrounding[1 : 1 + m * self.stride].view(m, self.stride)[:, :h]
+        self.x.copy_(torch.from_numpy(rng.standard_normal((m, h))))
+        self.sort()
+
+    def sort(self) -> None:
+        case, k = self.case, self.case.topk
+        ids, routing, experts = [], [], []
+        for expert in range(case.experts):
+            live = [(t, s) for t in range(case.tokens) for s in range(k) if self.ids[t, s] == expert]
+            padding = -len(live) % case.block
+            ids += [s << 24 | t for t, s in live] + [k << 24] * padding
+            routing += [self.routing[t, s] for t, s in live] + [0.0] * padding
+            experts += [expert] * ((len(live) + padding) // case.block)
+        self.num_valid = np.array([len(ids), case.tokens], np.int32)
+        self.blocks = len(experts) + 1
+        poison = [-1] * case.block
+        self.sorted_ids = np.concatenate([np.array(ids, np.uint32).view(np.int32), np.array(poison, np.int32)])
+        self.sorted_weights = np.array(routing + [np.nan] * case.block, np.float32)
+        self.expert_ids = np.array([*experts, -1], np.int32)
+
+    def gate_up(self, tier: Tier) -> torch.Tensor:
+        """h [R, I] through the kernel."""
+        case = self.case
+        h = poisoned((self.rows, case.intermediate), DTYPES[case.x])
+        operands = [self.x, self.stride, self.sorted_ids, self.expert_ids, self.num_valid]
+        operands += [self.sorted_weights] * (case.weighted == "gate_up") + [self.p1, self.s1]
+        operands += [self.packed_b1] * case.bias + [h, case.tokens]
+        run(tier, "gate_up", case, operands, self.blocks * case.intermediate // 16)
+        return h
+
+    def down(self, tier: Tier, h: torch.Tensor) -> torch.Tensor:
+        """The rows [R, H] through the kernel."""
+        case = self.case
+        out = poisoned((self.rows, case.hidden), torch.float32)
+        operands = [h, self.sorted_ids, self.expert_ids, self.num_valid]
+        operands += [self.sorted_weights] * (case.weighted == "down") + [self.p2, self.s2]
+        operands += [self.b2] * case.bias + [out, case.tokens]
+        run(tier, "down", case, operands, self.blocks * case.hidden // 16)
+        return out
+
+    def expected_h(self) -> np.ndarray:
+        """float64, not rounded."""
+        case, x = self.case, self.x.double().numpy()
+        out = np.full((self.rows, case.intermediate), np.nan)
+        for token, slot, expert in self.routed():
+            product = self.w1[expert] @ x[token]
+            if case.weighted == "gate_up":
+                product = product * self.routing[token, slot]
+            product = torch.from_numpy(product + self.b1[expert] * case.bias)
+            gate, up = product[: case.intermediate], product[case.intermediate :]
+            out[token * case.topk + slot] = activate(case, gate, up).numpy()
+        return out
+
+    def expected_rows(self, h: torch.Tensor) -> np.ndarray:
+        case, h64 = self.case, h.double().numpy()
+        out = np.full((self.rows, case.hidden), np.nan)
+        for token, slot, expert in self.routed():
+            row = self.w2[expert] @ h64[token * case.topk + slot] + self.b2[expert] * case.bias
+            out[token * case.topk + slot] = row * (self.routing[token, slot] if case.weighted == "down" else 1)
+        return out
+
+    def routed(self) -> list[tuple[int, int, int]]:
+        return [(t, s, int(e)) for (t, s), e in np.ndenumerate(self.ids) if e >= 0]
+
+
+def activate(case: Case, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    if case.activation == "silu":
+        return torch.nn.functional.silu(gate) * up
+    if case.activation == "swiglu":
+        gate, up = gate.clamp(max=case.limit), up.clamp(-case.limit, case.limit)
+        return (up + 1) * gate * torch.sigmoid(case.alpha * gate)
+    approximate = {"gelu": "none", "gelu_tanh": "tanh"}[case.activation]
+    return torch.nn.functional.gelu(gate, approximate=approximate) * up
+
+
+def gate_up_order(intermediate: int) -> np.ndarray:
+    """Packed row -> row of the stacked [gate, up]: 16 gates, then the ups of the same outputs."""
+    outputs = np.arange(intermediate).reshape(-1, 1, 16)
+    return np.concatenate([outputs, outputs + intermediate], 1).reshape(-1)
+
+
+def weights(rng, e: int, n: int, k: int, byte: tuple[int, int], order: np.ndarray):
+    """Random [e, n, k] weights: float64 in plain row order; payload and scales packed `n16k32` with rows in `order`."""
+    codes = rng.integers(0, 16, (e, n, k), dtype=np.uint8)
+    scales = rng.integers(byte[0], byte[1] + 1, (e, n, k // 32), dtype=np.uint8)
+    values = codes.view(ml_dtypes.float4_e2m1fn).astype(np.float64)
+    plain = values * np.repeat(scales.view(ml_dtypes.float8_e8m0fnu).astype(np.float64), 32, axis=2)
+    return plain, pack_payload(codes[:, order]), pack_scales(scales[:, order])
+
+
+def pack_payload(codes: np.ndarray) -> np.ndarray:
+    """[E, N, K] codes -> bytes [E, N/16, K/32, 4, 16, 4]; within 8 columns nibbles are 0 2 4 6, then 1 3 5 7."""
+    e, n, k = codes.shape
+    tiles = codes.reshape(e, n // 16, 16, k // 32, 4, 8)[..., [0, 2, 4, 6, 1, 3, 5, 7]]
+    return np.ascontiguousarray((tiles[..., ::2] | tiles[..., 1::2] << 4).transpose(0, 1, 3, 4, 2, 5))
+
+
+def pack_scales(scales: np.ndarray) -> np.ndarray:
+    """[E, N, K/32] -> [E, N/16, K/32, 16]."""
+    e, n, groups = scales.shape
+    return np.ascontiguousarray(scales.reshape(e, n // 16, 16, groups).swapaxes(2, 3))
+
+
+def poisoned(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    return torch.full((*shape[:-1], shape[-1] * dtype.itemsize), 0xFF, dtype=torch.uint8).view(dtype)
+
+
+@functools.cache
+def library(tier: Tier, template: str, case: Case) -> ctypes.CDLL:
+    path = Path(tempfile.mkdtemp()) / "kernel.so"
+    cpu.write_library({"kernel": (BUILDERS[template], case.params(template))}, tier, path)
+    undefined = subprocess.run(["nm", "-D", "--undefined-only", path], capture_output=True, text=True, check=True)
+    assert set(re.findall(r" U (\w+)", undefined.stdout)) == {"sched_yield"}
+    loaded = ctypes.CDLL(str(path))
+    loaded.kernel.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    return loaded
+
+
+def run(tier: Tier, template: str, case: Case, operands: list, tiles: int) -> None:
+    slots = [
+        v.data_ptr() if isinstance(v, torch.Tensor) else v.ctypes.data if isinstance(v, np.ndarray) else v
+        for v in operands
+    ]
+    args = np.array(slots, np.int64)
+    kernel = library(tier, template, case).kernel
+    for tile in range(tiles):
+        kernel(args.ctypes.data, tile)
+
+
+def off(got: torch.Tensor, want: np.ndarray) -> float:
+    """Relative L2; rows without an expert must be untouched (still poison)."""
+    got = got.double().numpy()
+    assert np.array_equal(np.isnan(got), np.isnan(want))
+    live = ~np.isnan(want)
+    return float(np.linalg.norm(got[live] - want[live]) / np.linalg.norm(want[live]))
+
+
+def check(case: Case, tier: Tier, **layer_options) -> None:
+    layer = Layer(case, **layer_options)
+    h = layer.gate_up(tier)
+    assert off(h, layer.expected_h()) < 5e-3
+    assert off(layer.down(tier, h), layer.expected_rows(h)) < 1e-5
+
+
+@every_tier
+@pytest.mark.parametrize("activation", ["silu", "swiglu", "gelu", "gelu_tanh"])
+def test_activations(tier, activation):
+    check(Case(activation=activation), tier)
+
+
+@every_tier
+@pytest.mark.parametrize(("bias", "weighted"), [(False, ""), (True, "gate_up"), (False, "gate_up"), (False, "down")])
+def test_bias_and_routing_weight(tier, bias, weighted):
+    check(Case(bias=bias, weighted=weighted), tier)
+
+
+@every_tier
+@pytest.mark.parametrize(("hidden", "intermediate"), [(32, 32), (640, 96), (384, 640)])
+def test_sizes(tier, hidden, intermediate):
+    check(Case(hidden=hidden, intermediate=intermediate, x="bf16"), tier)
