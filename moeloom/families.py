@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moeloom import torch_ops
+from moeloom.checkpoint import ModelError
 from moeloom.runtime.reference import GROUP
 
 EXPERTS_IMPLEMENTATION = "moeloom"
@@ -24,10 +26,6 @@ ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
-
-
-class ModelError(ValueError):
-    """A model that cannot be imported; the message is one line with what was found, wanted, and the way out."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,7 @@ class Family:
     """One model type: its block class, where the block keeps its router, and how that routes.
 
     `rank` is that of the activations its forward takes: 3 where it unpacks (batch, sequence, hidden), 2 where any does.
+    `float32` names the weights that it uses as f32 whatever their dtype is: those are asked for as f32.
     """
 
     model_type: str
@@ -75,35 +74,46 @@ class Family:
     router: str
     routing: Callable[[Any], Routing]
     rank: int = 3
+    float32: tuple[str, ...] = ()
 
 
+SIGMOID_ROUTER = ("gate.weight", "gate.e_score_correction_bias")
 FAMILIES = (
     Family("gpt_oss", "GptOssMLP", "router", _softmax_after),
     Family("mixtral", "MixtralSparseMoeBlock", "gate", _softmax_before_renormalised),
     Family("qwen3_moe", "Qwen3MoeSparseMoeBlock", "gate", _softmax_before),
-    Family("deepseek_v3", "DeepseekV3MoE", "gate", _sigmoid_in_groups, rank=2),
+    Family("deepseek_v3", "DeepseekV3MoE", "gate", _sigmoid_in_groups, rank=2, float32=SIGMOID_ROUTER),
     Family("olmoe", "OlmoeSparseMoeBlock", "gate", _softmax_before),
-    Family("glm4_moe", "Glm4MoeMoE", "gate", _sigmoid_in_groups, rank=2),
+    Family("glm4_moe", "Glm4MoeMoE", "gate", _sigmoid_in_groups, rank=2, float32=SIGMOID_ROUTER),
 )
-FAMILY_NAMES = ", ".join(family.model_type for family in FAMILIES)
+KNOWN = f"it imports {', '.join(family.model_type for family in FAMILIES)}"
 
 
-def family_of(module: nn.Module) -> Family | None:
-    """The family whose MoE block `module` is (subclasses included), None for any other module."""
-    names = {cls.__name__ for cls in type(module).__mro__}
-    return next((family for family in FAMILIES if family.block in names), None)
+def is_block(module: nn.Module) -> bool:
+    """Whether `module` is the MoE block of a family, subclasses included."""
+    return any(family.block in _class_names(module) for family in FAMILIES)
+
+
+def family_of(block: nn.Module) -> Family:
+    """The family whose MoE block this is; ModelError for any other module."""
+    for family in FAMILIES:
+        if family.block in _class_names(block):
+            return family
+    raise ModelError(f"{type(block).__name__} is no MoE block that moeloom knows; {KNOWN}")
+
+
+def _class_names(module: nn.Module) -> set[str]:
+    return {cls.__name__ for cls in type(module).__mro__}
 
 
 def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
     """Every MoE block of `model` by its module path ("" is the model itself), in module order.
 
-    Raises `ModelError` where there is none.
+    Raises ModelError where there is none.
     """
-    blocks = {path: module for path, module in model.named_modules() if family_of(module)}
+    blocks = {path: module for path, module in model.named_modules() if is_block(module)}
     if not blocks:
-        raise ModelError(
-            f"{type(model).__name__} has no MoE block that moeloom knows; it imports the blocks of {FAMILY_NAMES}"
-        )
+        raise ModelError(f"{type(model).__name__} has no MoE block that moeloom knows; {KNOWN}")
     return blocks
 
 
@@ -139,7 +149,7 @@ def run_experts(experts: Any, x: Tensor, ids: Tensor, weights: Tensor, x_scales:
     packed = isinstance(experts, Mxfp4Experts)
     suffix = "_blocks" if packed else ""
     interleaved = packed or not experts.is_concatenated
-    return torch.ops.moe.experts(
+    return torch_ops.experts(
         x,
         x_scales,
         ids.to(torch.int32),
@@ -155,6 +165,23 @@ def run_experts(experts: Any, x: Tensor, ids: Tensor, weights: Tensor, x_scales:
         "interleaved" if interleaved else "concatenated",
         "kn" if not packed and experts.is_transposed else "nk",
     )
+
+
+def sizes(experts: Any) -> tuple[int, int]:
+    """H and I of an experts module."""
+    if isinstance(experts, Mxfp4Experts):
+        _, hidden, groups, _ = experts.down_proj_blocks.shape
+        return hidden, groups * GROUP
+    _, rows, columns = experts.down_proj.shape
+    return (columns, rows) if experts.is_transposed else (rows, columns)
+
+
+def structure(block: Any) -> tuple:
+    """What makes two blocks the same program: class, routing, activation, and every weight's name, shape and dtype."""
+    family = family_of(block)
+    router = getattr(block, family.router)
+    tensors = tuple((name, tuple(value.shape), value.dtype) for name, value in block.state_dict().items())
+    return type(block), router.top_k, family.routing(router), _activation(block.experts), tensors
 
 
 def output_dtype(experts: nn.Module) -> torch.dtype:
@@ -182,7 +209,7 @@ def run_router(router: Any, routing: Routing, num_tokens: Tensor | None, x: Tens
         logits = F.linear(x, router.weight, getattr(router, "bias", None))
     if correction is not None:
         correction = correction.float()
-    weights, ids = torch.ops.moe.route(
+    weights, ids = torch_ops.route(
         logits,
         correction,
         num_tokens,
@@ -202,7 +229,6 @@ def hooked(block: Any, num_tokens: Tensor | None = None) -> Iterator[None]:
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
     family = family_of(block)
-    assert family is not None
     router, experts = getattr(block, family.router), block.experts
     routing = family.routing(router)
     ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, run_experts)
@@ -223,6 +249,6 @@ def run_block(block: Any, x: Tensor, num_tokens: Tensor | None = None) -> Tensor
     """`block` on activations [M, H] -> [M, H], through the two operators."""
     family = family_of(block)
     with hooked(block, num_tokens):
-        out = block(x if family is not None and family.rank == 2 else x.unsqueeze(0))
+        out = block(x if family.rank == 2 else x.unsqueeze(0))
     out = out[0] if isinstance(out, tuple) else out
     return out.squeeze(0) if out.dim() == 3 else out

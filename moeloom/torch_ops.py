@@ -1,6 +1,7 @@
 """The two operators a mixture-of-experts block is exported as: `torch.ops.moe.route` and `torch.ops.moe.experts`.
 
-They stay whole in `torch.export` graphs, so that no gather of weights and no decomposed top-k reaches the compiler. Run eagerly they are `runtime.reference`: float64, for checking, not for speed. M tokens, H hidden, I intermediate,
+They stay whole in `torch.export` graphs, so that no gather of weights and no decomposed top-k reaches the compiler.
+Run eagerly they are `runtime.reference`: float64, for checking, not for speed. M tokens, H hidden, I intermediate,
 E experts, k experts a token.
 """
 
@@ -24,9 +25,9 @@ def route(
 ) -> tuple[Tensor, Tensor]:
     """Choose `topk` of the E experts for each row of `logits` [M, E]: weights f32 [M, k] and ids i32 [M, k].
 
-    `score` is softmax_after_topk, softmax_before_topk or sigmoid. `correction_bias` f32 [E] counts for the choice only; of
-    `groups` groups of experts the `top_groups` with the largest sum of their two best scores take part. Ties go to the
-    lowest expert. Rows from `num_tokens` i32 [1] on get weight 0 and id -1.
+    `score` is softmax_after_topk, softmax_before_topk or sigmoid. `correction_bias` f32 [E] counts for the choice only;
+    of `groups` groups of experts the `top_groups` with the largest sum of their two best scores take part. Ties go to
+    the lowest expert. Rows from `num_tokens` i32 [1] on get weight 0 and id -1.
     """
     return reference.route(
         logits,
@@ -69,8 +70,8 @@ def experts(
     """All experts of a block: out[t] = sum over slots s of weights[t, s] * expert[ids[t, s]](x[t]), as `dtype` [M, H].
 
     `x` is [M, H], or the u8 payload [M, H/2] of MXFP4 with `x_scales` u8 [M, H/32]. `gate_up` is [E, 2I, H] (order nk)
-    or [E, H, 2I] (kn), or with `gate_up_scales` u8 [E, 2I, H/32] the MXFP4 payload u8 [E, 2I, H/32, 16]; `down` [E, H, I]
-    likewise. An id below 0 names no expert.
+    or [E, H, 2I] (kn), or with `gate_up_scales` u8 [E, 2I, H/32] the MXFP4 payload u8 [E, 2I, H/32, 16]; so is `down`
+    [E, H, I]. An id below 0 names no expert.
     """
     return reference.experts(
         x if x_scales is None else (x, x_scales),
