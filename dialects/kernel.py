@@ -4,12 +4,36 @@ Sizes are affine maps of one symbol-free dimension, M: `grid` has one or more re
 tiles; `result_shapes` has one map a result. So sizes are known to the runtime from M alone, without reading the device.
 """
 
-from typing import Any
-
 from collections.abc import Sequence
+from typing import Any
 
 from torch_mlir import ir
 from torch_mlir.dialects import ext
+
+OPERANDS, RESULTS = 14, 4
+"""How many operands (M included) and results an op of this dialect may have. IRDL binds a variadic operand to one type for
+all its values, so values of different types need a slot each: optional operands, counted by the segment sizes."""
+
+
+def segments(used: int, slots: int) -> ir.DenseI32ArrayAttr:
+    """The segment sizes of an op that fills the first `used` of its slots."""
+    return ir.DenseI32ArrayAttr.get([1] * used + [0] * (slots - used))
+
+
+def create(
+    name: str,
+    operands: Sequence[ir.Value],
+    results: Sequence[ir.Type],
+    attributes: dict[str, ir.Attribute],
+    regions: int = 0,
+) -> ir.Operation:
+    """An op of this dialect at the insertion point, its segment sizes filled in."""
+    sized = dict(attributes)
+    if name != "kernel.alternatives":
+        sized["operandSegmentSizes"] = segments(len(operands), OPERANDS if name == "kernel.launch" else RESULTS)
+    if name != "kernel.yield":
+        sized["resultSegmentSizes"] = segments(len(results), RESULTS)
+    return ir.Operation.create(name, results=results, operands=operands, attributes=sized, regions=regions)
 
 
 class Kernel(ext.Dialect, name="kernel"):
@@ -38,20 +62,15 @@ class LaunchOp(Kernel.Operation, name="launch", traits=[ext.Pure]):
                  strided = array<i64: 0>} : (index, tensor<?x2880xbf16>, ...) -> (...)
     """
 
-    m: ext.Operand[Any]
-    args: Sequence[ext.Operand[Any]]
-    outs: Sequence[ext.Result[Any]]
+    m: ext.Operand[ir.IndexType]
+    __annotations__ |= {f"operand{i}": ext.Operand[Any] | None for i in range(1, OPERANDS)}
+    __annotations__ |= {f"result{i}": ext.Result[Any] | None for i in range(RESULTS)}
     kernel: ir.FlatSymbolRefAttr
     grid: ir.AffineMapAttr
     result_shapes: ir.ArrayAttr
     strided: Any
 
     def verify_region_invariants(self) -> bool:
-        # Read through `operands` and `results`: the named accessors need segment sizes, which text may leave out.
-        if not len(self.operands) or not isinstance(self.operands[0].type, ir.IndexType):
-            found = self.operands[0].type if len(self.operands) else "nothing"
-            self.location.emit_error(f"'kernel.launch' takes M as an index first; found {found}")
-            return False
         if len(self.result_shapes) != len(self.results):
             self.location.emit_error(
                 f"'kernel.launch' has {len(self.results)} results and {len(self.result_shapes)} result_shapes"
@@ -74,8 +93,8 @@ class AlternativesOp(Kernel.Operation, name="alternatives"):
              {max_m = 512 : i64, reason = "..."} : (index) -> (...)
     """
 
-    m: ext.Operand[Any]
-    outs: Sequence[ext.Result[Any]]
+    m: ext.Operand[ir.IndexType]
+    __annotations__ |= {f"result{i}": ext.Result[Any] | None for i in range(RESULTS)}
     first: ext.Region
     second: ext.Region
     max_m: ir.IntegerAttr
@@ -102,4 +121,4 @@ class AlternativesOp(Kernel.Operation, name="alternatives"):
 class YieldOp(Kernel.Operation, name="yield", traits=[ir.IsTerminatorTrait]):
     """Ends an alternative."""
 
-    values: Sequence[ext.Operand[Any]]
+    __annotations__ = {f"value{i}": ext.Operand[Any] | None for i in range(RESULTS)}

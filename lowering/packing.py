@@ -1,0 +1,37 @@
+"""Packed weight types and the recipes that make them (docs/program.md, "Packed weights")."""
+
+from collections.abc import Mapping, Sequence
+
+from torch_mlir import ir
+
+ROWS, GROUP = 16, 32
+"""Rows of a weight tile and columns of a scale group: the layout is named n16k32 after them."""
+
+
+def packed_type(kind: str, dims: Sequence[int]) -> ir.RankedTensorType:
+    """The packed form of a payload [E, N, K], its scales [E, N, K/32] or a bias [E, N]."""
+    byte = ir.IntegerType.get_signless(8)
+    if kind == "payload":
+        experts, rows, columns = dims
+        return ir.RankedTensorType.get([experts, rows // ROWS, columns // GROUP, 4, ROWS, 4], byte)
+    if kind == "scales":
+        experts, rows, groups = dims
+        return ir.RankedTensorType.get([experts, rows // ROWS, groups, ROWS], byte)
+    return ir.RankedTensorType.get(list(dims), ir.F32Type.get())
+
+
+def recipe(kind: str, rows: str, attrs: Mapping[str, ir.Attribute]) -> ir.DictAttr:
+    """The recipe of a weight argument from its attributes, as moe-quantize-weights and the import left them."""
+
+    def attribute(name: str, default: str) -> ir.Attribute:
+        return attrs.get(name, ir.StringAttr.get(default))
+
+    return ir.DictAttr.get(
+        {
+            "kind": ir.StringAttr.get(kind),
+            "sources": ir.ArrayAttr.get([attrs["moe.weight"]]),
+            "rows": ir.StringAttr.get(rows),
+            "quantize": attribute("moe.quantize", "none") if kind != "bias" else ir.StringAttr.get("none"),
+            "order": attribute("moe.order", "nk"),
+        }
+    )

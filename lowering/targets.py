@@ -1,0 +1,39 @@
+"""What each target is: sizes, thresholds and switches. Numbers are measured (the command stands beside each)."""
+
+from dataclasses import dataclass
+
+
+class UnknownTargetError(Exception):
+    """A target name that is not in the table."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One row of the target table.
+
+    `sort_block` is the rows of a sort block (contract: BM). `fused_rows` holds, for stage 1 and 2, the most routed
+    rows (M*k) at which the fused quant + scale sort is not slower than the split pair. `stages` is what `--stages auto`
+    means.
+    """
+
+    name: str
+    sort_block: int
+    fused_rows: tuple[int, int]
+    stages: int
+
+    def fused_tokens(self, stage: int, topk: int) -> int:
+        """The largest M that takes the fused kernel."""
+        return self.fused_rows[stage - 1] // topk
+
+
+TARGETS = {
+    # fused_rows: `python benchmarks/quant_sort.py`.
+    "cpu": Target("cpu", sort_block=32, fused_rows=(2048, 8192), stages=2),
+}
+
+
+def target(name: str) -> Target:
+    """The table's row of `name`; UnknownTargetError lists what there is."""
+    if name not in TARGETS:
+        raise UnknownTargetError(f"unknown target {name!r}; this version compiles for: {', '.join(TARGETS)}")
+    return TARGETS[name]

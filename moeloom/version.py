@@ -1,0 +1,3 @@
+"""The version of the compiler, written into every artifact."""
+
+VERSION = "0.1.0"
