@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from . import combine, expand, quant, route, sort_scales, sort_tokens
 from .compile import Builder
 
-TEMPLATES: dict[str, Builder] = {}
+TEMPLATES: dict[str, Builder] = {
+    "route": route.build,
+    "sort_tokens": sort_tokens.build,
+    "quant": quant.build_quant,
+    "sort_scales": sort_scales.build,
+    "quant_sort": quant.build_quant_sort,
+    "expand": expand.build,
+    "combine": combine.build,
+}
 """Builders by template name: `TEMPLATES[template](kernel name, params, tier)`."""
