@@ -40,7 +40,6 @@ def scale_columns(columns: int, layout: str) -> int:
 
 def slots(name: str, ids: ir.Value, tokens: int | None) -> None:
     """The rules of expert ids: i32 [M, k]."""
-    rank(name, ids, 2)
     shape(name, ids, tokens, None)
     element(name, ids, "i32")
     k, count = static(name, ids, 1), dims(ids)[0]
