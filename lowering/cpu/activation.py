@@ -16,7 +16,7 @@ _ERFC_P = 0.3275911
 
 
 def gated(name: str, gate: Val, up: Val, alpha: float, limit: float) -> Val:
-    """silu(gate)*up, gelu(gate)*up, or swiglu: (u+1) g sigmoid(alpha g) of g = min(gate, limit), u = up within +-limit."""
+    """silu(gate)*up, gelu(gate)*up; swiglu: (u+1) g sigmoid(alpha g) of g = min(gate, limit), u = up within +-limit."""
     if name == "silu":
         return gate * _sigmoid(gate) * up
     if name == "gelu":

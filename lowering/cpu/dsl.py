@@ -323,6 +323,10 @@ class Buffer:
             return Val(memref.load(self.memref, [where]))
         return Val(vector.load(vec(lanes, self.element), self.memref, [where]))
 
+    def prefetch(self, position: Like, locality: int = 3) -> None:
+        """Ask for the cache line of an element; any address will do. `locality` 3 is the first level, 2 the second."""
+        memref.prefetch(self.memref, [_position(position)], False, locality, True)
+
     def store(self, value: Val | Number, position: Like) -> None:
         value = value if isinstance(value, Val) else const(value, self.element)
         if isinstance(value.type, ir.VectorType):

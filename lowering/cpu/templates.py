@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import combine, expand, quant, route, sort_scales, sort_tokens
+from . import combine, down, expand, gate_up, one_stage, quant, route, sort_scales, sort_tokens
 from .compile import Builder
 
 TEMPLATES: dict[str, Builder] = {
@@ -12,6 +12,9 @@ TEMPLATES: dict[str, Builder] = {
     "sort_scales": sort_scales.build,
     "quant_sort": quant.build_quant_sort,
     "expand": expand.build,
+    "gate_up": gate_up.build,
+    "down": down.build,
+    "experts_one_stage": one_stage.build,
     "combine": combine.build,
 }
 """Builders by template name: `TEMPLATES[template](kernel name, params, tier)`."""

@@ -12,15 +12,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from torchao.prototype.mx_formats.config import ScaleCalculationMode
+from torchao.prototype.mx_formats.mx_tensor import to_dtype, to_mx
 
 from moeloom.lowering.cpu import compile as cpu
-from moeloom.lowering.cpu import down, gate_up
+from moeloom.lowering.cpu.templates import TEMPLATES
 from moeloom.lowering.cpu.tiers import BEST_FIRST, Tier
 
 FLAGS = set(re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.M).group(1).split())
 TIERS = [tier for tier in BEST_FIRST if set(tier.features) <= FLAGS]
 every_tier = pytest.mark.parametrize("tier", TIERS, ids=lambda tier: tier.name)
-BUILDERS = {"gate_up": gate_up.build, "down": down.build}
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16}
 
 
@@ -41,6 +42,7 @@ class Case:
     bias: bool = True
     weighted: str = "down"
     byte: tuple[int, int] = (118, 126)
+    requantize: str = "none"
 
     def params(self, template: str) -> dict:
         return dict(
@@ -54,6 +56,10 @@ class Case:
             x=self.x,
             has_bias=self.bias,
             has_weights=self.weighted == template,
+            requantize=self.requantize,
+            routing_weight_stage=1 if self.weighted == "gate_up" else 2,
+            has_gate_up_bias=self.bias,
+            has_down_bias=self.bias,
         )
 
 
@@ -113,6 +119,16 @@ class Layer:
         operands += [self.b2] * case.bias + [out, case.tokens]
         run(tier, "down", case, operands, self.blocks * case.hidden // 16)
         return out
+
+    def one_stage(self, tier: Tier) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows [R, H] and the scratch h through the one kernel."""
+        case = self.case
+        out = poisoned((self.rows, case.hidden), torch.float32)
+        h = poisoned((self.rows, case.intermediate), DTYPES[case.x])
+        operands = [self.x, self.stride, self.sorted_ids, self.expert_ids, self.num_valid, self.sorted_weights]
+        operands += [self.p1, self.s1, *[self.packed_b1] * case.bias, self.p2, self.s2, *[self.b2] * case.bias]
+        run(tier, "experts_one_stage", case, [*operands, out, h, case.tokens], self.blocks)
+        return out, h
 
     def expected_h(self) -> np.ndarray:
         """float64, not rounded."""
@@ -184,7 +200,7 @@ def poisoned(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 @functools.cache
 def library(tier: Tier, template: str, case: Case) -> ctypes.CDLL:
     path = Path(tempfile.mkdtemp()) / "kernel.so"
-    cpu.write_library({"kernel": (BUILDERS[template], case.params(template))}, tier, path)
+    cpu.write_library({"kernel": (TEMPLATES[template], case.params(template))}, tier, path)
     undefined = subprocess.run(["nm", "-D", "--undefined-only", path], capture_output=True, text=True, check=True)
     assert set(re.findall(r" U (\w+)", undefined.stdout)) == {"sched_yield"}
     loaded = ctypes.CDLL(str(path))
@@ -234,3 +250,30 @@ def test_bias_and_routing_weight(tier, bias, weighted):
 @pytest.mark.parametrize(("hidden", "intermediate"), [(32, 32), (640, 96), (384, 640)])
 def test_sizes(tier, hidden, intermediate):
     check(Case(hidden=hidden, intermediate=intermediate, x="bf16"), tier)
+
+
+@every_tier
+@pytest.mark.parametrize(("x", "weighted"), [("bf16", "gate_up"), ("f16", "down")])
+def test_one_stage_equals_two(tier, x, weighted):
+    layer = Layer(Case(x=x, weighted=weighted))
+    rows, scratch = layer.one_stage(tier)
+    h = layer.gate_up(tier)
+    assert torch.equal(scratch.view(torch.int16), h.view(torch.int16))
+    assert torch.equal(rows, layer.down(tier, h))
+
+
+@every_tier
+@pytest.mark.parametrize("mode", ["even", "rceil"])
+def test_one_stage_requantises_like_torchao(tier, mode):
+    layer = Layer(Case(intermediate=96, requantize=mode))
+    rows, scratch = layer.one_stage(tier)
+    want = requantised(layer.gate_up(tier), mode)
+    assert torch.equal(scratch, want)
+    assert off(rows, layer.expected_rows(want)) < 1e-5
+
+
+def requantised(h: torch.Tensor, mode: str) -> torch.Tensor:
+    """h through MXFP4 and back by torchao."""
+    rounding = ScaleCalculationMode(mode)
+    scale, payload = to_mx(h, torch.float4_e2m1fn_x2, 32, rounding)
+    return to_dtype(payload, scale, torch.float4_e2m1fn_x2, 32, h.dtype)
