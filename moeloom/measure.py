@@ -1,0 +1,60 @@
+"""Times, and the read bandwidth that bounds them."""
+
+import statistics
+import time
+from collections.abc import Callable
+from functools import cache
+
+READ_BYTES = 1 << 30
+"""Read at once to measure bandwidth: more than any last-level cache holds."""
+SHORTEST_SECONDS = 0.3
+"""How long a measurement goes on at least."""
+
+
+@cache
+def _memory():
+    import torch
+
+    return torch.ones(READ_BYTES // 4)
+
+
+def read_bandwidth(threads: int, repeats: int = 3) -> float:
+    """Bytes a second that `threads` threads read from memory: the best of `repeats` sweeps over 1 GiB.
+
+    The reader is a dot product of a vector with itself, the fastest one in torch.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        memory = _memory()
+        torch.dot(memory, memory)
+        return READ_BYTES / min(seconds(lambda: torch.dot(memory, memory)) for _ in range(repeats))
+    finally:
+        torch.set_num_threads(before)
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """How long one call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def medians(calls: list[Callable[[int], object]], fewest: int = 5, shortest: float = SHORTEST_SECONDS) -> list[float]:
+    """Median seconds of each of `calls`, taken in turns so that a machine that slows down slows all of them.
+
+    Each call gets the number of the turn, to vary its input. Two turns warm up; then at least `fewest` turns are timed,
+    and more until every call has run for `shortest` seconds.
+    """
+    times: list[list[float]] = [[] for _ in calls]
+    for turn in range(-2, 1_000_000):
+        measured = [seconds(lambda call=call, turn=turn: call(turn + 2)) for call in calls]
+        if turn < 0:
+            continue
+        for own, duration in zip(times, measured, strict=True):
+            own.append(duration)
+        if turn + 1 >= fewest and all(sum(own) >= shortest for own in times):
+            break
+    return [statistics.median(own) for own in times]

@@ -1,0 +1,287 @@
+"""A program of an artifact, run step by step by the reference instead of its kernels.
+
+Residual ATen steps run through ATen on both sides, so a router's logits, and with them the experts, are the same.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moeloom.runtime import reference
+from moeloom.runtime.pack import unpack_payload, unpack_scales
+from moeloom.runtime.program import Aten, Launch, Program
+
+Params = Mapping[str, Any]
+
+
+class Replay:
+    """A program of an artifact, with its target's kernels and its packed weights by value number."""
+
+    def __init__(self, program: Program, kernels: Mapping[str, Any], weights: Mapping[int, Tensor]):
+        self.program, self.kernels = program, kernels
+        self.weights = {weight.value: Weight(weights[weight.value], weight.pack) for weight in program.weights}
+
+    def run(self, inputs: Mapping[str, Tensor], num_tokens: int | None = None) -> list[Tensor]:
+        """The outputs for `inputs` by name; sums are float64, rounded only where docs/contract.md rounds."""
+        m = tokens_of(self.program, inputs)
+        values = self._bind(inputs, m if num_tokens is None else num_tokens)
+        self._steps(list(self.program.chosen(m)), values)
+        return [values[output.value] for output in self.program.outputs]
+
+    def touched_bytes(self, inputs: Mapping[str, Tensor], num_tokens: int | None = None) -> int:
+        """Bytes of weights that these inputs make the program read: experts with a token, and every other weight."""
+        m = tokens_of(self.program, inputs)
+        values = self._bind(inputs, m if num_tokens is None else num_tokens)
+        steps = list(self.program.chosen(m))
+        sorts = [place for place, step in enumerate(steps) if self._template(step) == "sort_tokens"]
+        bytes_read = sum(weight.packed.nbytes for weight in self.weights.values() if weight.kind == "as_is")
+        if not sorts:
+            return bytes_read
+        self._steps(steps[: sorts[-1] + 1], values)
+        sort = steps[sorts[-1]]
+        assert isinstance(sort, Launch)
+        _, _, expert_ids, num_valid = (values[result] for result in sort.results)
+        block = self.kernels[sort.kernel]["params"]["block"]
+        experts = len(expert_ids[: int(num_valid[0]) // block].unique())
+        packed = [weight.packed for weight in self.weights.values() if weight.kind != "as_is"]
+        return bytes_read + sum(experts * tensor.nbytes // tensor.shape[0] for tensor in packed)
+
+    def _template(self, step: Launch | Aten) -> str | None:
+        return self.kernels[step.kernel]["template"] if isinstance(step, Launch) else None
+
+    def _bind(self, inputs: Mapping[str, Tensor], num_tokens: int) -> dict[int, Any]:
+        values: dict[int, Any] = {value: weight.packed for value, weight in self.weights.items()}
+        for wanted in self.program.inputs:
+            given = inputs.get(wanted.name)
+            values[wanted.value] = torch.tensor([num_tokens], dtype=torch.int32) if given is None else given
+        return values
+
+    def _steps(self, steps: Sequence[Launch | Aten], values: dict[int, Any]) -> None:
+        for step in steps:
+            if isinstance(step, Aten):
+                found = _call(step, values)
+            else:
+                kernel = self.kernels[step.kernel]
+                operands = [self.weights.get(value, values[value]) for value in step.operands]
+                found = TEMPLATES[kernel["template"]](kernel["params"], operands)
+            results = found if isinstance(found, tuple | list) else (found,)
+            # A kernel may have scratch results, which nobody reads.
+            values.update(zip(step.results, results, strict=False))
+
+
+class Weight:
+    """A packed weight operand; `Weight(...)[e]` is expert `e` with its rows in the checkpoint's order."""
+
+    def __init__(self, packed: Tensor, recipe: Mapping[str, Any] | None):
+        recipe = recipe or {"kind": "as_is"}
+        self.packed, self.kind, self.rows = packed, recipe["kind"], recipe.get("rows", "plain")
+
+    def __getitem__(self, e: int) -> Tensor:
+        if self.kind == "payload":
+            return unpack_payload(self.packed[e], self.rows)
+        if self.kind == "scales":
+            return unpack_scales(self.packed[e], self.rows)
+        return self.packed[e]
+
+
+def tokens_of(program: Program, inputs: Mapping[str, Tensor]) -> int:
+    """M: the first dimension of the first input that has it."""
+    name = next(wanted.name for wanted in program.inputs if "M" in wanted.tensor.shape[:1])
+    return inputs[name].shape[0]
+
+
+def _call(step: Aten, values: Mapping[int, Any]) -> Any:
+    """The result of an ATen step; its arguments are in the order of the operator's schema."""
+    operator: Any = torch.ops
+    for part in step.op.split("."):
+        operator = getattr(operator, part)
+    given = [_argument(arg, values) for arg in step.args]
+    named = {a.name: g for a, g in zip(operator._schema.arguments, given, strict=False) if a.kwarg_only}
+    return operator(*given[: len(given) - len(named)], **named)
+
+
+def _argument(arg: Mapping[str, Any], values: Mapping[int, Any]) -> Any:
+    if "value" in arg:
+        return values[arg["value"]]
+    if "list" in arg:
+        return [_argument(item, values) for item in arg["list"]]
+    return getattr(torch, arg["dtype"]) if "dtype" in arg else arg["literal"]
+
+
+def _optional(params: Params, names: Sequence[str], operands: list[Any]) -> list[Any]:
+    """`operands` with None where params[name], one for each name, says that the kernel has none."""
+    rest = iter(operands)
+    return [next(rest) if params[name] not in (False, "none") else None for name in names]
+
+
+def _count(num_tokens: Tensor | None) -> int | None:
+    return None if num_tokens is None else int(num_tokens[0])
+
+
+def _expert_map(params: Params, operand: Tensor | None) -> Tensor | None:
+    return operand.bool() if params["map"] == "mask" and operand is not None else operand
+
+
+def _route(params: Params, operands: list[Any]) -> tuple[Tensor, ...]:
+    bias, num_tokens = _optional(params, ("has_bias", "has_num_tokens"), operands[1:])
+    options = {name: params[name] for name in ("renormalise", "scale", "groups", "top_groups")}
+    correction = bias.packed if isinstance(bias, Weight) else bias
+    return reference.route(
+        operands[0],
+        params["topk"],
+        params["score"],
+        correction_bias=correction,
+        num_tokens=_count(num_tokens),
+        **options,
+    )
+
+
+def _sort_tokens(params: Params, operands: list[Any]) -> tuple[Tensor, ...]:
+    num_tokens, expert_map = _optional(params, ("has_num_tokens", "map"), operands[2:])
+    chosen = _expert_map(params, expert_map)
+    return reference.sort_tokens(*operands[:2], params["experts"], params["block"], _count(num_tokens), chosen)
+
+
+def _quant(params: Params, operands: list[Any]) -> tuple[Tensor, ...]:
+    return reference.quantise(operands[0], params["scale_mode"])
+
+
+def _sort_scales(params: Params, operands: list[Any]) -> Tensor:
+    return reference.sort_scales(*operands, params["stage"], params["topk"], params["layout"])
+
+
+def _quant_sort(params: Params, operands: list[Any]) -> tuple[Tensor, ...]:
+    codes, scales = _quant(params, operands)
+    return codes, _sort_scales(params, [scales, *operands[1:]])
+
+
+def _expand(params: Params, operands: list[Any]) -> Tensor:
+    codes, scales, sorted_ids, num_valid = operands
+    codes, scales = codes.view(torch.uint8), scales.view(torch.uint8)
+    if params["layout"] == "tiled_32x8":
+        scales = untile(scales)
+    rows = reference.source_rows(sorted_ids, num_valid, params["stage"], params["topk"])
+    live = rows >= 0
+    groups = codes.shape[1] // (reference.GROUP // 2)
+    out = torch.full((codes.shape[0], params["columns"]), torch.nan, dtype=torch.float64)
+    out[rows[live]] = reference.dequantise(codes[rows[live]], scales[: len(rows), :groups][live])
+    return out
+
+
+def untile(tiled: Tensor) -> Tensor:
+    """The inverse of `reference.tile_scales`."""
+    height, width = tiled.shape
+    tiles = tiled.view(height // 32, width // 8, 4, 16, 2, 2)
+    return tiles.permute(0, 5, 3, 1, 4, 2).reshape(height, width)
+
+
+def _float_dtype(name: str) -> torch.dtype:
+    return torch.float16 if name == "f16" else torch.bfloat16
+
+
+def _experts(params: Params, sorted_ids: Tensor, expert_ids: Tensor, num_valid: Tensor) -> list[tuple[int, Tensor]]:
+    """Each expert with a token, and the rows token*k + slot that it computes."""
+    rows = reference.source_rows(sorted_ids, num_valid, 2, params["topk"])
+    owner = expert_ids[: len(rows) // params["block"]].repeat_interleave(params["block"])
+    return [(e, rows[(owner == e) & (rows >= 0)]) for e in owner.unique().tolist()]
+
+
+def _sorted_share(params: Params, sorted_ids: Tensor, num_valid: Tensor, weights: Tensor, rows: int) -> Tensor:
+    """Routing weights by row token*k + slot, float64 [rows, 1]."""
+    source = reference.source_rows(sorted_ids, num_valid, 2, params["topk"])
+    share = torch.zeros(rows, 1, dtype=torch.float64)
+    share[source[source >= 0], 0] = weights[: len(source)][source >= 0].double()
+    return share
+
+
+def _product(x: Tensor, weight: Weight, scales: Weight, e: int) -> Tensor:
+    return x.double() @ reference.dequantise(weight[e], scales[e]).T
+
+
+def _gate_up(params: Params, operands: list[Any]) -> Tensor:
+    x, sorted_ids, expert_ids, num_valid, *rest = operands
+    weights, (weight, scales), bias = _weight_operands(params, rest)
+    topk = params["topk"]
+    out = torch.full((x.shape[0] * topk, params["intermediate"]), torch.nan, dtype=_float_dtype(params["x"]))
+    share = None if weights is None else _sorted_share(params, sorted_ids, num_valid, weights, out.shape[0])
+    for e, rows in _experts(params, sorted_ids, expert_ids, num_valid):
+        product = _product(x[rows // topk], weight, scales, e)
+        product = product if share is None else product * share[rows]
+        product = product if bias is None else product + _bias(bias, e).double()
+        gate, up = (product[:, 0::2], product[:, 1::2]) if weight.rows.endswith("interleaved") else product.chunk(2, -1)
+        hidden = reference.activate(gate, up, params["activation"], params["alpha"], params["limit"])
+        out[rows] = hidden.to(out.dtype)
+    return out
+
+
+def _down(params: Params, operands: list[Any]) -> Tensor:
+    x, sorted_ids, expert_ids, num_valid, *rest = operands
+    weights, (weight, scales), bias = _weight_operands(params, rest)
+    out = torch.zeros(x.shape[0], params["hidden"], dtype=torch.float64)
+    for e, rows in _experts(params, sorted_ids, expert_ids, num_valid):
+        product = _product(x[rows], weight, scales, e)
+        out[rows] = product if bias is None else product + _bias(bias, e).double()
+    return out if weights is None else out * _sorted_share(params, sorted_ids, num_valid, weights, out.shape[0])
+
+
+def _bias(bias: Weight, e: int) -> Tensor:
+    """Expert `e`'s bias in the checkpoint's row order."""
+    rows = bias.packed[e]
+    if bias.rows == "plain":
+        return rows
+    pairs = rows.view(-1, 2, 16)
+    return pairs.transpose(1, 2).flatten() if bias.rows.endswith("interleaved") else pairs.transpose(0, 1).flatten()
+
+
+def _weight_operands(params: Params, rest: list[Any]) -> tuple[Tensor | None, tuple[Weight, Weight], Weight | None]:
+    weights, payload, scales, bias = _optional(
+        {**params, "payload": True, "scales": True}, ("has_weights", "payload", "scales", "has_bias"), rest
+    )
+    return weights, (payload, scales), bias
+
+
+def _experts_one_stage(params: Params, operands: list[Any]) -> Tensor:
+    x, sorted_ids, expert_ids, num_valid, sorted_weights, *rest = operands
+    names = ("payload", "scales", "has_gate_up_bias", "payload", "scales", "has_down_bias")
+    w1, s1, b1, w2, s2, b2 = _optional({**params, "payload": True, "scales": True}, names, rest)
+    lists = [sorted_ids, expert_ids, num_valid]
+    early = params["routing_weight_stage"] == 1
+
+    def stage(first: bool, x: Tensor, weight: Weight, scales: Weight, bias: Weight | None) -> Tensor:
+        weighted = early == first
+        local = {**params, "has_weights": weighted, "has_bias": bias is not None}
+        given = [*([sorted_weights] if weighted else []), weight, scales, *([] if bias is None else [bias])]
+        return (_gate_up if first else _down)(local, [x, *lists, *given])
+
+    hidden = stage(True, x, w1, s1, b1)
+    if params["requantize"] != "none":
+        live = ~hidden.isnan().all(-1)
+        wide = hidden.double()
+        wide[live] = reference.dequantise(*reference.quantise(hidden[live], params["requantize"]))
+        hidden = wide
+    return stage(False, hidden, w2, s2, b2)
+
+
+def _combine(params: Params, operands: list[Any]) -> Tensor:
+    rows, ids = operands[:2]
+    num_tokens, expert_map = _optional(params, ("has_num_tokens", "map"), operands[2:])
+    chosen = _expert_map(params, expert_map)
+    local = reference.local_experts(ids, params["experts"], _count(num_tokens), chosen)
+    grouped = rows.view(*ids.shape, params["columns"]).masked_fill((local < 0).unsqueeze(-1), 0)
+    return grouped.sum(1).to(_float_dtype(params["out"]))
+
+
+TEMPLATES: dict[str, Callable[[Params, list[Any]], Any]] = {
+    "route": _route,
+    "sort_tokens": _sort_tokens,
+    "quant": _quant,
+    "sort_scales": _sort_scales,
+    "quant_sort": _quant_sort,
+    "expand": _expand,
+    "gate_up": _gate_up,
+    "down": _down,
+    "experts_one_stage": _experts_one_stage,
+    "combine": _combine,
+}

@@ -1,0 +1,139 @@
+"""`moeloom bench`: how fast, and how far from the memory floor."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from moeloom.tools import output
+from moeloom.tools.artifact import (
+    Tokens,
+    blocks,
+    device_options,
+    json_option,
+    named_entries,
+    open_artifact,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from moeloom.runtime.executable import Executable
+
+INPUTS = 8
+"""Random inputs that calls take in turns, so that other experts are touched each time."""
+EPILOG = """\b
+Examples:
+  moeloom bench model.moel --tokens 1,4,16,64
+  moeloom bench fused.moel split.moel --tokens 1,16 --threads 2
+
+Against other libraries: benchmarks/ in the repository."""
+
+
+@click.command("bench", epilog=EPILOG)
+@click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--entry", "entries", multiple=True, metavar="NAME", help="Entries to call in turns (default: every block)."
+)
+@click.option("--tokens", type=Tokens(), default="1,4,16", show_default=True, help="Numbers of tokens.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the random inputs.")
+@device_options
+@json_option
+def command(
+    artifacts: Sequence[Path],
+    entries: Sequence[str],
+    tokens: tuple[int, ...],
+    seed: int,
+    threads: int | None,
+    tier: str | None,
+    as_json: bool,
+) -> None:
+    """Median time of a call for each of ARTIFACTS, measured in turns.
+
+    Calls go through the entries and several inputs in turns, so that weights come from memory as in a whole model. The
+    floor is the bytes of the weights that a call touches over the read bandwidth, measured before and after each row
+    with the same threads.
+    """
+    opened = [open_artifact(path, threads, tier) for path in artifacts]
+    rows = []
+    with output.progress() as progress:
+        for number, m in enumerate(tokens):
+            progress("bench", number, len(tokens))
+            rows += measure(opened, [str(path) for path in artifacts], entries, m, seed)
+        progress("bench", len(tokens), len(tokens))
+    for executable in opened:
+        executable.close()
+    if as_json:
+        output.print_json({"threads": opened[0].device.threads, "rows": rows})
+        return
+    cells = [
+        [
+            row["artifact"],
+            str(row["tokens"]),
+            f"{row['seconds'] * 1e3:.3f}",
+            str(row["launches"]),
+            output.mebibytes(row["touched_bytes"]),
+            f"{row['bandwidth'] / 1e9:.1f}",
+            f"{row['floor_seconds'] * 1e3:.3f}",
+            f"{row['percent_of_floor']:.0f} %",
+        ]
+        for row in rows
+    ]
+    header = ["artifact", "tokens", "ms", "launches", "weights touched", "GB/s read", "floor ms", "of the floor"]
+    output.print_table(header, cells)
+    click.echo(f"{opened[0].device.threads} threads; {rows[0]['layers']} layers in turns")
+
+
+def measure(
+    opened: "Sequence[Executable]", names: Sequence[str], entries: Sequence[str], tokens: int, seed: int
+) -> list[dict[str, Any]]:
+    """A row for each artifact at M = `tokens`."""
+    from moeloom.measure import medians, read_bandwidth
+
+    threads = opened[0].device.threads
+    layers = [named_entries(e.entries, entries, blocks(e.entries)) for e in opened]
+    calls, touched = zip(*(_calls(e, own, tokens, seed) for e, own in zip(opened, layers, strict=True)), strict=True)
+    before = read_bandwidth(threads)
+    times = medians(list(calls))
+    bandwidth = max(before, read_bandwidth(threads))
+    rows = []
+    for executable, name, own, seconds, read in zip(opened, names, layers, times, touched, strict=True):
+        floor = read / bandwidth
+        rows.append(
+            {
+                "artifact": name,
+                "tokens": tokens,
+                "seconds": seconds,
+                "launches": len(executable[own[0]].launches(tokens)),
+                "layers": len(own),
+                "touched_bytes": read,
+                "bandwidth": bandwidth,
+                "floor_seconds": floor,
+                "percent_of_floor": 100 * floor / seconds,
+            }
+        )
+    return rows
+
+
+def _calls(
+    executable: "Executable", layers: Sequence[str], tokens: int, seed: int
+) -> tuple[Callable[[int], Any], float]:
+    """A call that takes the layers and the inputs in turns, and the mean weight bytes that it touches."""
+    from moeloom.check import TARGET, inputs_of
+    from moeloom.replay import Replay
+
+    kernels = executable.manifest.targets[TARGET].kernels
+    turns: list[tuple[str, dict[str, Tensor]]] = []
+    read = 0
+    for turn in range(max(INPUTS, len(layers))):
+        name = layers[turn % len(layers)]
+        inputs = inputs_of(executable, name, tokens, seed + turn)
+        read += Replay(executable[name].program, kernels, executable[name].weights).touched_bytes(inputs)
+        turns.append((name, inputs))
+
+    def call(turn: int) -> Any:
+        name, inputs = turns[turn % len(turns)]
+        return executable[name](**inputs)
+
+    return call, read / len(turns)

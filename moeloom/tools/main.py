@@ -1,0 +1,63 @@
+"""The `moeloom` command. Nothing heavy is imported before a command needs it."""
+
+import sys
+import traceback
+from importlib.metadata import version
+
+import click
+
+from moeloom.tools import bench, check, compile, inspect, run
+from moeloom.tools.errors import EXIT_ERROR, EXIT_USAGE, user_errors
+
+EXIT_INTERRUPTED = 130
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="\b\nExit codes: 0 done; 1 an error, told in one line; 2 a wrong command line; 3 a failed check.",
+)
+@click.version_option(version("moeloom"), prog_name="moeloom")
+@click.option("--traceback", "show_traceback", is_flag=True, help="On an error, show Python's traceback too.")
+def cli(show_traceback: bool) -> None:
+    """Compile mixture-of-experts models to fused MXFP4 programs, and run them.
+
+    \b
+    moeloom compile checkpoint/ -o model.moel     a gpt-oss checkpoint becomes an artifact
+    moeloom inspect model.moel --tokens 16        what was fused and why not, which kernels run
+    moeloom check model.moel                      numbers against a float64 reference
+    moeloom bench model.moel --tokens 1,4,16      times against the memory floor
+    moeloom run model.moel --tokens 16            random tokens through the first layer
+    """
+
+
+for command in (compile.command, run.command, check.command, bench.command, inspect.command):
+    cli.add_command(command)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit; errors go to stderr as one line, `moeloom: error: ...`."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = cli.main(given, prog_name="moeloom", standalone_mode=False)
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "moeloom"
+        code = _fail(f"{error.format_message()} (see '{where} --help')", EXIT_USAGE)
+    except click.ClickException as error:
+        code = _fail(error.format_message(), EXIT_ERROR)
+    except (click.Abort, KeyboardInterrupt):
+        code = _fail("interrupted", EXIT_INTERRUPTED)
+    except user_errors() as error:
+        if "--traceback" in given:
+            traceback.print_exc()
+        code = _fail(str(error), EXIT_ERROR)
+    sys.exit(code)
+
+
+def _fail(message: str, code: int) -> int:
+    line = " ".join(message.split())
+    click.echo(f"moeloom: error: {line}", err=True)
+    return code
+
+
+if __name__ == "__main__":
+    main()
