@@ -169,7 +169,7 @@ def unpack_scales(packed: Tensor, rows: str) -> Tensor:
 
 
 def unpack(recipe: Recipe, packed: Tensor) -> Tensor:
-    """The packed tensor in the checkpoint's row order: payload u8 [E, N, K/2], scales u8 [E, N, K/32], bias f32 [E, N]."""
+    """`packed` in the checkpoint's row order: payload u8 [E, N, K/2], scales u8 [E, N, K/32], bias f32 [E, N]."""
     kind, rows = recipe["kind"], recipe.get("rows", "plain")
     if kind == "as_is":
         return packed

@@ -254,7 +254,8 @@ def experts(
     x: bf16/f16 [M, H], or (codes, scales) as `quantise` makes them. gate_up [E, 2I, H] and down [E, H, I] (with
     `weight_order` "kn": [E, H, 2I] and [E, I, H]), dense or (codes u8 [E, N, K/2], scales u8 [E, N, K/32]). `order`
     says how gate_up's rows lie: interleaved or concatenated. `activations` "mxfp4" quantises x and the activation
-    result by `scale_mode`; "bf16" uses them as they are. The activation result is rounded to x's dtype (bf16 when quantised).
+    result by `scale_mode`; "bf16" uses them as they are. The activation result is rounded to x's dtype, to bf16 where
+    x came quantised.
     """
     quantised = activations == "mxfp4"
     inner_dtype = torch.bfloat16 if isinstance(x, tuple) else x.dtype

@@ -38,6 +38,11 @@ def tensor_bytes(spec: Spec) -> int:
     return math.prod(shape) * getattr(torch, dtype).itemsize
 
 
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor in row-major order, copied only where it is not contiguous."""
+    return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data
+
+
 class TensorFileWriter:
     """Writes the tensors of `specs`, in that order, part by part; holds no tensor. `hashes` has sha256 by name.
 
@@ -66,7 +71,7 @@ class TensorFileWriter:
     def append(self, name: str, part: Tensor) -> None:
         """The next bytes of `name`, which must be the first tensor not yet complete."""
         wanted = next(iter(self._left), None)
-        found = part.detach().contiguous().view(-1).view(torch.uint8).numpy() if part.numel() else b""
+        found = raw_bytes(part)
         if name != wanted or len(found) > self._left[name]:
             raise ValueError(
                 f"{len(found)} bytes of {name!r} appended; next come {self._left.get(wanted)} of {wanted!r}"

@@ -1,0 +1,156 @@
+"""The CPU: chooses the native library that fits, and runs commands on a pool of threads."""
+
+import ctypes
+import hashlib
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from moeloom.runtime.artifact import Library
+from moeloom.runtime.errors import ArtifactError
+from moeloom.runtime.plan import Live, Plan, Ran
+
+BARRIER_WORDS = 8  # three are used (docs/program.md); the rest keeps the cache line to itself
+
+
+def features() -> frozenset[str]:
+    """CPU features as /proc/cpuinfo spells them; empty where there is no such file."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            for line in lines:
+                key, _, value = line.partition(":")
+                if key.strip() in ("flags", "Features"):
+                    return frozenset(value.split())
+    except OSError:
+        pass
+    return frozenset()
+
+
+def choose(libraries: Sequence[Library], tier: str | None = None, have: frozenset[str] | None = None) -> Library:
+    """The first library (they are listed best first) whose features this CPU has; of `tier` only, where given."""
+    have = features() if have is None else have
+    named = [library for library in libraries if tier in (None, library.tier)]
+    if not named:
+        tiers = ", ".join(library.tier for library in libraries)
+        raise ArtifactError(f"the artifact has no tier {tier!r}; it has {tiers or 'none'}")
+    for library in named:
+        if have.issuperset(library.features):
+            return library
+    lacks = "; ".join(f"{x.tier} needs {' '.join(sorted(set(x.features) - have))}" for x in named)
+    raise ArtifactError(f"no library of the artifact runs on this CPU: {lacks}. Compile it for the generic tier too")
+
+
+_loaded: dict[str, ctypes.CDLL] = {}
+
+
+def open_library(library: Library) -> ctypes.CDLL:
+    """Load a library whose bytes have the manifest's hash; each is loaded once in a process.
+
+    dlopen returns the old code for a path it knows, even when the file was replaced. So the file goes by its descriptor,
+    which stays open to keep that name unique, and which is what was hashed.
+    """
+    if library.sha256 in _loaded:
+        return _loaded[library.sha256]
+    descriptor = os.open(library.file, os.O_RDONLY)
+    try:
+        with os.fdopen(os.dup(descriptor), "rb") as file:
+            if hashlib.sha256(file.read()).hexdigest() != library.sha256:
+                raise ArtifactError(f"{library.file} does not match its hash; compile or copy the artifact again")
+        code = ctypes.CDLL(f"/proc/self/fd/{descriptor}")
+    except OSError as error:
+        os.close(descriptor)
+        raise ArtifactError(f"{library.file} cannot be loaded: {error}") from None
+    except ArtifactError:
+        os.close(descriptor)
+        raise
+    _loaded[library.sha256] = code
+    return code
+
+
+class _Job:
+    """What the threads of a pool share. They hold this and not the pool, which may then be collected."""
+
+    def __init__(self, count: int) -> None:
+        self.commands, self.count = 0, 0
+        self.stopped = False
+        self.wake = [threading.Lock() for _ in range(count)]
+        for lock in self.wake:
+            lock.acquire()
+
+
+def _work(job: _Job, run, barrier: int, thread: int) -> None:
+    wake = job.wake[thread - 1]
+    while True:
+        wake.acquire()
+        if job.stopped:
+            return
+        run(job.commands, job.count, barrier, thread)
+
+
+def _stop(job: _Job) -> None:
+    job.stopped = True
+    for lock in job.wake:
+        lock.release()
+
+
+class Cpu:
+    """A library and `threads` threads (default: the CPUs this process may use); the calling thread is one of them."""
+
+    target = "cpu"
+
+    def __init__(self, libraries: Sequence[Library], *, threads: int | None = None, tier: str | None = None):
+        self.library = choose(libraries, tier)
+        self.threads = len(os.sched_getaffinity(0)) if threads is None else threads
+        if self.threads < 1:
+            raise ValueError(f"threads is {threads}; it must be at least 1")
+        self._code = open_library(self.library)
+        self._run = self._code.moeloom_run
+        self._run.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)
+        self._run.restype = None
+        self._barrier = np.zeros(BARRIER_WORDS, np.int64)
+        self._barrier[0] = self.threads
+        self._barrier_at = self._barrier.ctypes.data
+        self._job = _Job(self.threads - 1)
+        self._workers = [
+            threading.Thread(
+                target=_work,
+                args=(self._job, self._run, self._barrier_at, number),
+                name=f"moeloom-{number}",
+                daemon=True,
+            )
+            for number in range(1, self.threads)
+        ]
+        for worker in self._workers:
+            worker.start()
+        self.close = weakref.finalize(self, _stop, self._job)
+
+    def kernel(self, name: str) -> int:
+        """The address of a kernel."""
+        try:
+            return ctypes.cast(getattr(self._code, name), ctypes.c_void_p).value or 0
+        except AttributeError:
+            raise ArtifactError(f"{self.library.file} has no kernel {name!r}; compile the model again") from None
+
+    def execute(self, plan: Plan, live: Live, outputs: Sequence[Tensor], ran: list[Ran] | None) -> None:
+        """Run a plan."""
+        plan.run(live, outputs, ran)
+
+    def run(self, commands: int, count: int) -> None:
+        """Run `count` commands at address `commands`, all threads together. One caller at a time.
+
+        Returns when every tile has run: each command ends in a barrier of all threads, so no thread still reads the
+        commands, and none misses the next hand-off.
+        """
+        job = self._job
+        if not self.close.alive:
+            raise RuntimeError("the CPU device is closed")
+        job.commands, job.count = commands, count
+        try:
+            for lock in job.wake:
+                lock.release()
+        finally:
+            self._run(commands, count, self._barrier_at, 0)

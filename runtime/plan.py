@@ -1,0 +1,311 @@
+"""A program made ready for one number of tokens M: alternatives resolved, sizes known, command lists filled in.
+
+Whatever lies in the workspace or among the weights has a fixed address; inputs, outputs and views of them are written
+into the command lists at each call.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moeloom.runtime.errors import ArtifactError
+from moeloom.runtime.program import Aten, Launch, Program, Shaped, evaluate
+
+ALIGNMENT = 64  # bytes: slots start on a cache line
+COMMAND_WORDS = 4  # kernel, args, tiles, next
+SIZES = ("aten.size.int", "aten.sym_size.int")
+COPIES = ("aten.to.dtype", "aten._to_copy.default", "aten.clone.default", "aten.contiguous.default")
+Live = dict[int, Any]
+
+
+class Device(Protocol):
+    """What a plan needs of a device."""
+
+    def kernel(self, name: str) -> int: ...
+
+    def run(self, commands: int, count: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One launch that ran, read back from the command that ran it; `seconds` spans the hand-off to the threads."""
+
+    kernel: str
+    op: str
+    tiles: int
+    seconds: float
+
+
+def slot_offsets(program: Program, max_m: int) -> tuple[list[int], int]:
+    """Where each slot starts in the workspace, and the workspace's size, in bytes."""
+    offsets, end = [], 0
+    for size in program.slot_bytes(max_m):
+        offsets.append(end)
+        end += -(-size // ALIGNMENT) * ALIGNMENT
+    return offsets, end
+
+
+class Segment:
+    """Launches that run in one hand-off to the threads."""
+
+    def __init__(self, device: Device, m: int):
+        self._device, self._m = device, m
+        self.launches: list[Launch] = []
+        self._words: list[int] = []
+        self._starts: list[int] = []
+        self._patches: list[tuple[int, int, bool]] = []
+
+    def add(self, launch: Launch, fixed: Mapping[int, Any]) -> None:
+        self.launches.append(launch)
+        self._starts.append(len(self._words))
+        for position, value in enumerate((*launch.operands, *launch.results)):
+            strided = position in launch.strided
+            tensor = fixed.get(value)
+            if tensor is None:
+                self._patches.append((len(self._words), value, strided))
+            elif not _dense(tensor, strided):
+                raise ArtifactError(f"{launch.op} reads value {value} through a view it cannot read; compile again")
+            self._words.append(0 if tensor is None else tensor.data_ptr())
+            if strided:
+                self._words.append(0 if tensor is None else tensor.stride(0))
+        self._words.append(self._m)
+
+    def finish(self) -> None:
+        """Lay out the commands: from here on only patches change."""
+        self._args = np.array(self._words, np.int64)
+        args_at = self._args.ctypes.data
+        self._commands = np.zeros((len(self.launches), COMMAND_WORDS), np.int64)
+        for command, launch, start in zip(self._commands, self.launches, self._starts, strict=True):
+            command[:3] = (self._device.kernel(launch.kernel), args_at + 8 * start, evaluate(launch.tiles, self._m))
+        self._commands_at = self._commands.ctypes.data
+        self._names = {self._device.kernel(launch.kernel): launch.kernel for launch in self.launches}
+
+    def run(self, live: Live) -> None:
+        self._patch(live)
+        self._device.run(self._commands_at, len(self.launches))
+
+    def trace(self, live: Live, ran: list[Ran]) -> None:
+        """As `run`, one command at a time; notes each after it ran."""
+        self._patch(live)
+        for number, launch in enumerate(self.launches):
+            start = time.perf_counter()
+            self._device.run(self._commands_at + 8 * COMMAND_WORDS * number, 1)
+            seconds = time.perf_counter() - start
+            address, _, tiles, _ = self._commands[number].tolist()
+            ran.append(Ran(self._names[address], launch.op, tiles, seconds))
+
+    def _patch(self, live: Live) -> None:
+        args = self._args
+        for position, value, strided in self._patches:
+            tensor = live[value]
+            args[position] = tensor.data_ptr()
+            if strided:
+                args[position + 1] = tensor.stride(0)
+
+
+def _dense(tensor: Tensor, strided: bool) -> bool:
+    return tensor.is_contiguous() or (strided and tensor.dim() == 2 and tensor.stride(1) == 1)
+
+
+class AtenCall:
+    """One ATen operator; its results are written into planned tensors, by its `out` form where there is one."""
+
+    def __init__(self, step: Aten, op: Any, given: list, planned: frozenset[int]):
+        about = op._schema.arguments[: len(given)]
+        self.args = [arg for arg, a in zip(given, about, strict=True) if not a.kwarg_only]
+        self.kwargs = {a.name: arg for arg, a in zip(given, about, strict=True) if a.kwarg_only}
+        self.results = step.results
+        self._op, self._planned = op, planned
+        alone = len(step.results) == 1 and step.results[0] in planned
+        self._copies = alone and step.op in COPIES
+        self._out = _out_overload(op) if alone and not self._copies else None
+
+    def run(self, live: Live, fixed: Mapping[int, Any]) -> None:
+        args = [_fill(arg, live) for arg in self.args]
+        kwargs = {name: _fill(arg, live) for name, arg in self.kwargs.items()}
+        if self._out is not None or self._copies:
+            value = self.results[0]
+            target = fixed[value] if value in fixed else live[value]
+            if self._copies:
+                target.copy_(args[0])
+            else:
+                self._out(*args, **kwargs, out=target)
+            return
+        for value, result in zip(self.results, _as_tuple(self._op(*args, **kwargs)), strict=True):
+            if value in self._planned:
+                (fixed[value] if value in fixed else live[value]).copy_(result)
+            else:
+                live[value] = result
+
+
+@dataclass(frozen=True)
+class _Ref:
+    """An argument known only at the call."""
+
+    value: int
+
+
+def _fill(arg: Any, live: Live) -> Any:
+    if type(arg) is _Ref:
+        return live[arg.value]
+    if type(arg) is list:
+        return [_fill(item, live) for item in arg]
+    return arg
+
+
+def _as_tuple(results: Any) -> tuple:
+    return tuple(results) if isinstance(results, (tuple, list)) else (results,)
+
+
+def _has_tensor(arg: Any) -> bool:
+    return isinstance(arg, Tensor) or (type(arg) is list and any(_has_tensor(item) for item in arg))
+
+
+def _operator(name: str) -> Any:
+    try:
+        namespace, packet, overload = name.split(".")
+        return getattr(getattr(getattr(torch.ops, namespace), packet), overload)
+    except (AttributeError, ValueError):
+        raise ArtifactError(f"torch {torch.__version__} has no operator {name!r}; compile with this torch") from None
+
+
+def _out_overload(op: Any) -> Callable | None:
+    """The overload of `op` with the same arguments and one output to write into."""
+    wanted = [(a.name, str(a.type)) for a in op._schema.arguments]
+    for name in op._overloadpacket.overloads():
+        other = getattr(op._overloadpacket, name)
+        arguments = other._schema.arguments
+        outs = [a.name for a in arguments if a.is_out]
+        if outs == ["out"] and [(a.name, str(a.type)) for a in arguments if not a.is_out] == wanted:
+            return other
+    return None
+
+
+def _aliases(op: Any) -> bool:
+    """Whether the operator may return a view of its argument."""
+    info = op._schema.returns[0].alias_info if op._schema.returns else None
+    return info is not None and not info.is_write
+
+
+class Plan:
+    """The steps of `program` at M = `m`, bound to a workspace and to weights by value number."""
+
+    def __init__(
+        self, program: Program, m: int, weights: Mapping[int, Tensor], workspace: Tensor, max_m: int, device: Device
+    ):
+        self.m = m
+        self._device, self._workspace = device, workspace
+        self._shaped: dict[int, Shaped] = {v: value.tensor for v, value in program.values.items()}
+        self._shaped |= {item.value: item.tensor for item in (*program.inputs, *program.outputs)}
+        self._fixed: dict[int, Any] = dict(weights)
+        self._place(program, max_m)
+        self._early: list[AtenCall] = []
+        self._items: list[Segment | AtenCall] = []
+        self._inputs = {item.value for item in program.inputs}
+        self._at_call = set(self._inputs)
+        self.launches: list[Launch] = []
+        self._outputs = [o.value for o in program.outputs]
+        # These are written into the caller's tensor by their maker; other outputs have a place, and are copied.
+        self._written = set(self._outputs) - self._fixed.keys() - self._inputs - program.values.keys()
+        for step in program.chosen(m):
+            if isinstance(step, Launch):
+                self._launch(step)
+            else:
+                self._aten(step)
+        for item in self._items:
+            if isinstance(item, Segment):
+                item.finish()
+
+    def _place(self, program: Program, max_m: int) -> None:
+        offsets, _ = slot_offsets(program, max_m)
+        sizes = program.slot_bytes(max_m)
+        for number, value in program.values.items():
+            if value.slot is None:
+                continue
+            shape = value.tensor.at(self.m)
+            count = torch.Size(shape).numel() * value.tensor.storage.itemsize
+            if count <= sizes[value.slot]:  # a value of the branch that does not run may be larger than its slot
+                flat = self._workspace.narrow(0, offsets[value.slot], count)
+                self._fixed[number] = flat.view(value.tensor.storage).view(shape)
+
+    def _launch(self, step: Launch) -> None:
+        if not self._items or isinstance(self._items[-1], AtenCall):
+            self._items.append(Segment(self._device, self.m))
+        segment = self._items[-1]
+        assert isinstance(segment, Segment)
+        segment.add(step, self._fixed)
+        self.launches.append(step)
+
+    def _aten(self, step: Aten) -> None:
+        if step.op in SIZES:
+            source, axis = step.args[0]["value"], step.args[1]["literal"]
+            shape = self._fixed[source].shape if source in self._fixed else self._shaped[source].at(self.m)
+            self._fixed[step.results[0]] = shape[axis]
+            return
+        op = _operator(step.op)
+        given = [self._arg(arg) for arg in step.args]
+        planned = frozenset(r for r in step.results if r in self._fixed or r in self._written)
+        references = set(_references(given))
+        call = AtenCall(step, op, given, planned)
+        if not references and not planned:
+            tensors = [arg for arg in given if _has_tensor(arg)]
+            results = _as_tuple(op(*call.args, **call.kwargs)) if _aliases(op) or not tensors else ()
+            # Constants and views of fixed tensors are made once; an operator that copies runs at every call.
+            if results and (not tensors or _shares(results[0], tensors[0])):
+                self._fixed.update(zip(step.results, results, strict=True))
+                return
+        if not planned and _aliases(op) and references and references <= self._at_call:
+            self._early.append(call)  # a view of inputs: made before the launches, so that it does not part them
+            self._at_call |= set(step.results)
+            return
+        self._items.append(call)
+
+    def _arg(self, arg: Mapping[str, Any]) -> Any:
+        if "value" in arg:
+            return self._fixed.get(arg["value"], _Ref(arg["value"]))
+        if "list" in arg:
+            return [self._arg(item) for item in arg["list"]]
+        return getattr(torch, arg["dtype"]) if "dtype" in arg else arg["literal"]
+
+    def run(self, live: Live, outputs: Sequence[Tensor], ran: list[Ran] | None = None) -> None:
+        """Run with the inputs' tensors by value number; `ran` collects the launches that ran."""
+        copies = []
+        for value, out in zip(self._outputs, outputs, strict=True):
+            if value in self._written and value not in live:
+                live[value] = out
+            else:
+                copies.append((value, out))
+        for call in self._early:
+            call.run(live, self._fixed)
+        for item in self._items:
+            if isinstance(item, AtenCall):
+                item.run(live, self._fixed)
+            elif ran is None:
+                item.run(live)
+            else:
+                item.trace(live, ran)
+        for value, out in copies:
+            out.copy_(self._fixed[value] if value in self._fixed else live[value])
+
+
+def _references(args: list) -> list[int]:
+    found = []
+    for arg in args:
+        if type(arg) is _Ref:
+            found.append(arg.value)
+        elif type(arg) is list:
+            found += _references(arg)
+    return found
+
+
+def _shares(result: Any, source: Any) -> bool:
+    return (
+        isinstance(result, Tensor)
+        and isinstance(source, Tensor)
+        and result.untyped_storage().data_ptr() == source.untyped_storage().data_ptr()
+    )
