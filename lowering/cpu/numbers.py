@@ -124,14 +124,16 @@ def e2m1_encode(x: Val, scale: Val | int = 127) -> Val:
     below_one = select(u >= -half, const(2, u.type), select(u > -2 * one, const(1, u.type), 0))
     codes = select(u < 0, below_one, rounded)
 
-    def with_subnormals() -> list[Val]:
-        quarter = const(1 << (mantissa - 3), byte.type) << byte
+    def at_the_ends() -> list[Val]:
+        quarter = const(1 << (mantissa - 3), byte.type) << byte.min(3)
         code = (magnitude > quarter).to(u.type) + (magnitude >= quarter * 3).to(u.type)
         code = code + (magnitude > quarter * 5).to(u.type) + (magnitude >= quarter * 7).to(u.type)
-        return [select(magnitude < one, code, codes)]
+        finite = select(magnitude < one, code, codes)
+        return [select(magnitude < (0xFF << mantissa), finite, const(7, u.type))]
 
-    # Subnormals have no implied one. From scale 3 upwards they all round to 0, as the codes above say.
-    return when(scale < 3, with_subnormals, lambda: [codes])[0] | sign
+    # Subnormals have no implied one, and from scale 3 upwards they round to 0 as the codes above say. Inf is just the
+    # next number after the finite ones here, which shows from scale 253 upwards.
+    return when((scale - 3).below(250), lambda: [codes], at_the_ends)[0] | sign
 
 
 def e2m1_decode(codes: Val, scale: Val) -> Val:
