@@ -8,6 +8,7 @@ from torch_mlir.rewrite import RewritePatternSet, walk_and_apply_patterns
 
 from moeloom.dialects import moe
 from moeloom.passes.base import Pass, PassError
+from moeloom.passes.builders import integer, tensor, word
 from moeloom.passes.report import Report
 
 
@@ -183,17 +184,3 @@ class Plan:
 
     def routing_weights(self, stage: int) -> ir.Value | None:
         return self.sort.sorted_weights if stage == self.options.routing_weight_stage else None
-
-
-def tensor(element: ir.Type, *sizes: int | None) -> ir.RankedTensorType:
-    """A tensor type; None is a dynamic size."""
-    dynamic = ir.ShapedType.get_dynamic_size()
-    return ir.RankedTensorType.get([dynamic if size is None else size for size in sizes], element)
-
-
-def integer(value: int) -> ir.IntegerAttr:
-    return ir.IntegerAttr.get(ir.IntegerType.get_signless(64), value)
-
-
-def word(value: str) -> ir.StringAttr:
-    return ir.StringAttr.get(value)

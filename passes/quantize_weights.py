@@ -9,7 +9,7 @@ from torch_mlir.rewrite import RewritePatternSet, walk_and_apply_patterns
 
 from moeloom.dialects import moe
 from moeloom.passes.base import Pass, PassError
-from moeloom.passes.plan_experts import tensor, word
+from moeloom.passes.builders import tensor, word
 from moeloom.passes.report import Report
 
 
