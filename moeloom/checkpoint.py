@@ -82,6 +82,31 @@ class ModuleWeights:
         return iter(self.get(name))
 
 
+class AsDeclared:
+    """A weight source whose tensors come in the dtypes that a program declares: how transformers would load them."""
+
+    def __init__(self, source: WeightSource, dtypes: Mapping[str, torch.dtype]):
+        self.source, self.dtypes = source, dtypes
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.source
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.source.shape(name)
+
+    def get(self, name: str) -> Tensor:
+        return self._cast(name, self.source.get(name))
+
+    def expert(self, name: str, number: int) -> Tensor:
+        return self._cast(name, self.source.expert(name, number))
+
+    def experts(self, name: str) -> Iterator[Tensor]:
+        return (self._cast(name, expert) for expert in self.source.experts(name))
+
+    def _cast(self, name: str, tensor: Tensor) -> Tensor:
+        return tensor.to(self.dtypes[name]) if name in self.dtypes else tensor
+
+
 class Checkpoint:
     """A directory with config.json and model.safetensors, or shards and model.safetensors.index.json.
 
@@ -141,7 +166,7 @@ class Checkpoint:
     def sources(self, name: str) -> list[tuple[str, ...]]:
         """The tensors in files that make `name`: itself alone, or for each expert those to be stacked over rows."""
         spelling = self._spelling(name)
-        found = [(spelling,)] if spelling is not None else self._per_expert(name)
+        found: list[tuple[str, ...]] = self._per_expert(name) if spelling is None else [(spelling,)]
         if not found:
             raise ModelError(
                 f"{self.directory} has no tensor '{name}', in one piece or one an expert; check its config.json"

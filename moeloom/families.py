@@ -123,6 +123,8 @@ class Mxfp4Experts(nn.Module):
     Takes the place of the bf16 `experts` module on the meta device; `forward` has the signature of that module's.
     """
 
+    down_proj_blocks: Tensor
+
     def __init__(self, experts: Any):
         super().__init__()
         count, hidden, inner = experts.num_experts, experts.hidden_size, experts.intermediate_size

@@ -17,7 +17,15 @@ from torch_mlir.dialects import func
 from torch_mlir.extras.fx_importer import FxImporter
 
 from moeloom import dialects, families
-from moeloom.checkpoint import Checkpoint, ModelError, ModuleWeights, WeightSource, quantisation, read_config
+from moeloom.checkpoint import (
+    AsDeclared,
+    Checkpoint,
+    ModelError,
+    ModuleWeights,
+    WeightSource,
+    quantisation,
+    read_config,
+)
 from moeloom.dialects import moe
 from moeloom.runtime.reference import GROUP
 from moeloom.torch_export import Spec, export
@@ -170,8 +178,11 @@ def import_blocks(
     """One module with the functions of each distinct block, and the entries of every block."""
     importer = FxImporter(context=dialects.context())
     programs: dict[tuple, list[str]] = {}
+    dtypes: dict[str, torch.dtype] = {}
     for path, block in blocks.items():
         check_sizes(path, block)
+        prefix = f"{path}." if path else ""
+        dtypes |= {prefix + name: dtype for name, (_, dtype) in declared(block).items()}
         key = families.structure(block)
         if key not in programs:
             programs[key] = import_block(importer, f"moe_block_{len(programs)}", block, activations)
@@ -181,19 +192,25 @@ def import_blocks(
                 moe.EntryOp(
                     entry=ir.StringAttr.get((path or WHOLE) + program.removeprefix(stem)),
                     program=ir.FlatSymbolRefAttr.get(program),
-                    prefix=ir.StringAttr.get(f"{path}." if path else ""),
+                    prefix=ir.StringAttr.get(prefix),
                 )
-    return ImportedModule(importer.module, weights)
+    return ImportedModule(importer.module, None if weights is None else AsDeclared(weights, dtypes))
 
 
-def import_block(importer: FxImporter, stem: str, block: nn.Module, activations: Activations) -> list[str]:
-    """The functions of one block, the block itself first; their names."""
-    family, dtype = families.family_of(block), families.output_dtype(block.experts)
-    hidden, topk = families.sizes(block.experts)[0], getattr(block, family.router).top_k
-    every: dict[str, Spec] = {
+def declared(block: nn.Module) -> dict[str, Spec]:
+    """Every weight of a block by its name in it, as its program takes it."""
+    family = families.family_of(block)
+    return {
         name: (tuple(value.shape), torch.float32 if name in family.float32 else value.dtype)
         for name, value in block.state_dict().items()
     }
+
+
+def import_block(importer: FxImporter, stem: str, block: Any, activations: Activations) -> list[str]:
+    """The functions of one block, the block itself first; their names."""
+    family, dtype = families.family_of(block), families.output_dtype(block.experts)
+    hidden, topk = families.sizes(block.experts)[0], getattr(block, family.router).top_k
+    every = declared(block)
     own = {name: spec for name, spec in every.items() if name.startswith("experts.")}
     x: Spec = ((None, hidden), dtype)
     routed: dict[str, Spec] = {"ids": ((None, topk), torch.int32), "weights": ((None, topk), torch.float32)}

@@ -13,6 +13,7 @@ from moeloom.passes.report import Report
 
 TENSOR = re.compile(r"!torch\.vtensor<\[([\d?,]*)\],(\w+)>")
 TO_BUILTIN, FROM_BUILTIN = "torch_c.to_builtin_tensor", "torch_c.from_builtin_tensor"
+TORCH_SHAPES = "torch.assume_strict_symbolic_shapes"
 CODES_PER_BYTE = 2
 
 
@@ -89,6 +90,8 @@ def raise_function(function: func.FuncOp) -> None:
     terminator.operation.erase()
     inputs, outputs = [argument.type for argument in block.arguments], [value.type for value in results]
     function.attributes["function_type"] = ir.TypeAttr.get(ir.FunctionType.get(inputs, outputs))
+    if TORCH_SHAPES in function.attributes:
+        del function.attributes[TORCH_SHAPES]
     erase_dead(block)
 
 
