@@ -109,9 +109,9 @@ def route(
         members = biased.unflatten(-1, (groups, -1))
         best = members.topk(min(2, members.shape[-1]), -1).values.sum(-1)
         kept = torch.zeros_like(best, dtype=torch.bool)
-        kept.scatter_(-1, best.sort(-1, descending=True, stable=True).indices[:, :top_groups], True)
+        kept.scatter_(-1, best.sort(dim=-1, descending=True, stable=True).indices[:, :top_groups], True)
         choice = choice.masked_fill(~kept.repeat_interleave(members.shape[-1], -1), -torch.inf)
-    ids = choice.sort(-1, descending=True, stable=True).indices[:, :topk]
+    ids = choice.sort(dim=-1, descending=True, stable=True).indices[:, :topk]
     weights = wide.gather(-1, ids).softmax(-1) if score == "softmax_after_topk" else scores.gather(-1, ids)
     if renormalise:
         weights = weights / weights.sum(-1, keepdim=True)
