@@ -10,7 +10,7 @@ from torch import Tensor
 from moeloom.inputs import random_inputs
 from moeloom.replay import Replay
 from moeloom.runtime.executable import Executable
-from moeloom.runtime.program import Alternatives, Launch, Program, Step
+from moeloom.runtime.program import Alternatives, Launch, Step
 from moeloom.runtime.reference import quantise
 
 TOLERANCE = 5e-3
@@ -48,7 +48,7 @@ def check(executable: Executable, entries: Sequence[str], tokens: Sequence[int],
         for m in tokens:
             inputs = inputs_of(executable, name, m, seed)
             found = _run(executable, name, inputs)
-            expected = Replay(*_bound(executable, name)).run(inputs)
+            expected = Replay(executable.manifest, name).run(inputs)
             yield from (_against_reference(name, m, f, e) for f, e in zip(found, expected, strict=True))
             if _has_alternatives(executable[name].program.steps):
                 bytes_differ = _different(_run(fused, name, inputs), _run(split, name, inputs))
@@ -94,11 +94,6 @@ def _forced(steps: Sequence[Step], which: str) -> tuple[Step, ...]:
 
 def _has_alternatives(steps: Sequence[Step]) -> bool:
     return any(isinstance(step, Alternatives) for step in steps)
-
-
-def _bound(executable: Executable, name: str) -> tuple[Program, Mapping, Mapping[int, Tensor]]:
-    entry = executable[name]
-    return entry.program, executable.manifest.targets[TARGET].kernels, entry.weights
 
 
 def _run(executable: Executable, name: str, inputs: Mapping[str, Tensor]) -> list[Tensor]:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from moeloom.runtime import reference
+from moeloom.runtime.artifact import Manifest
+from moeloom.runtime.errors import ArtifactError
 from moeloom.runtime.pack import unpack_payload, unpack_scales
 from moeloom.runtime.program import Aten, Launch, Program
 
@@ -17,11 +19,12 @@ Params = Mapping[str, Any]
 
 
 class Replay:
-    """A program of an artifact, with its target's kernels and its packed weights by value number."""
+    """An entry of an artifact, on the artifact's own weights for `target`."""
 
-    def __init__(self, program: Program, kernels: Mapping[str, Any], weights: Mapping[int, Tensor]):
-        self.program, self.kernels = program, kernels
-        self.weights = {weight.value: Weight(weights[weight.value], weight.pack) for weight in program.weights}
+    def __init__(self, manifest: Manifest, entry: str, target: str = "cpu"):
+        found, packed = manifest.entries[entry], manifest.map_weights(target)
+        self.program, self.kernels = manifest.targets[target].programs[found.program], manifest.targets[target].kernels
+        self.weights = {w.value: Weight(_weight(packed, found.prefix + w.name), w.pack) for w in self.program.weights}
 
     def run(self, inputs: Mapping[str, Tensor], num_tokens: int | None = None) -> list[Tensor]:
         """The outputs for `inputs` by name; sums are float64, rounded only where docs/contract.md rounds."""
@@ -84,6 +87,12 @@ class Weight:
         if self.kind == "scales":
             return unpack_scales(self.packed[e], self.rows)
         return self.packed[e]
+
+
+def _weight(packed: Mapping[str, Tensor], name: str) -> Tensor:
+    if name not in packed:
+        raise ArtifactError(f"the artifact holds no weight {name!r}; compile it with --weights copy")
+    return packed[name]
 
 
 def tokens_of(program: Program, inputs: Mapping[str, Tensor]) -> int:

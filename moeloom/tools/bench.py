@@ -120,16 +120,15 @@ def _calls(
     executable: "Executable", layers: Sequence[str], tokens: int, seed: int
 ) -> tuple[Callable[[int], Any], float]:
     """A call that takes the layers and the inputs in turns, and the mean weight bytes that it touches."""
-    from moeloom.check import TARGET, inputs_of
+    from moeloom.check import inputs_of
     from moeloom.replay import Replay
 
-    kernels = executable.manifest.targets[TARGET].kernels
     turns: list[tuple[str, dict[str, Tensor]]] = []
     read = 0
     for turn in range(max(INPUTS, len(layers))):
         name = layers[turn % len(layers)]
         inputs = inputs_of(executable, name, tokens, seed + turn)
-        read += Replay(executable[name].program, kernels, executable[name].weights).touched_bytes(inputs)
+        read += Replay(executable.manifest, name).touched_bytes(inputs)
         turns.append((name, inputs))
 
     def call(turn: int) -> Any:
