@@ -10,9 +10,11 @@ from typing import Any
 from torch_mlir import ir
 from torch_mlir.dialects import ext
 
+from moeloom.dialects.rules import checked, require
+
+# How many operands (M included) and results an op of this dialect may have. IRDL binds a variadic operand to one type
+# for all its values, so values of different types need a slot each: optional operands, counted by the segment sizes.
 OPERANDS, RESULTS = 14, 4
-"""How many operands (M included) and results an op of this dialect may have. IRDL binds a variadic operand to one type for
-all its values, so values of different types need a slot each: optional operands, counted by the segment sizes."""
 
 
 def segments(used: int, slots: int) -> ir.DenseI32ArrayAttr:
@@ -41,9 +43,12 @@ class Kernel(ext.Dialect, name="kernel"):
 
 
 class DefineOp(Kernel.Operation, name="define"):
-    """A kernel to build: `template` of the target, specialised by the dictionary `params`.
+    """A kernel to build: `template` of the target, specialised by the dictionary `params` (listed in docs/program.md).
 
-    "kernel.define"() {sym_name = "quant_sort_0", template = "quant_sort", params = {columns = 2880 : i64, ...}} : () -> ()
+        "kernel.define"() {sym_name = "quant_sort_0", template = "quant_sort",
+                           params = {columns = 2880 : i64}} : () -> ()
+
+    Launches name it by its symbol.
     """
 
     sym_name: ir.StringAttr
@@ -55,11 +60,14 @@ class LaunchOp(Kernel.Operation, name="launch", traits=[ext.Pure]):
     """Run `kernel` once for each tile of `grid`.
 
     The kernel receives a pointer for each operand (followed by its row stride in elements where `strided` names the
-    operand), a pointer for each result, and M.
+    operand, counted after M), a pointer for each result, and M.
 
         %q, %s = "kernel.launch"(%m, %x, %ids, %nv) {kernel = @quant_sort_0, grid = affine_map<(m) -> (m * 4)>,
                  result_shapes = [affine_map<(m) -> (m, 2880)>, affine_map<(m) -> (m * 4 + 1024, 96)>],
-                 strided = array<i64: 0>} : (index, tensor<?x2880xbf16>, ...) -> (...)
+                 strided = array<i64: 0>, operandSegmentSizes = ..., resultSegmentSizes = ...}
+                 : (index, tensor<?x2880xbf16>, ...) -> (...)
+
+    There are 14 operand and 4 result segments, 1 for each that is used and 0 for the rest.
     """
 
     m: ext.Operand[ir.IndexType]
@@ -70,27 +78,40 @@ class LaunchOp(Kernel.Operation, name="launch", traits=[ext.Pure]):
     result_shapes: ir.ArrayAttr
     strided: Any
 
-    def verify_region_invariants(self) -> bool:
-        if len(self.result_shapes) != len(self.results):
-            self.location.emit_error(
-                f"'kernel.launch' has {len(self.results)} results and {len(self.result_shapes)} result_shapes"
-            )
-            return False
-        for number, (out, shape) in enumerate(zip(self.results, self.result_shapes, strict=True)):
-            results = len(shape.value.results) if isinstance(shape, ir.AffineMapAttr) else 0
-            if results != out.type.rank:
-                self.location.emit_error(
-                    f"'kernel.launch' result {number} has rank {out.type.rank}; its shape map has {results} results"
-                )
-                return False
-        return True
+    @checked
+    def verify_region_invariants(self) -> None:
+        require(sized(self.grid), f"grid is {self.grid}; it must be an affine map of M alone, with a result")
+        found, wanted = len(self.result_shapes), len(self.results)
+        require(found == wanted, f"has {wanted} results and {found} result_shapes; there must be one for each")
+        for number, (out, sizes) in enumerate(zip(self.results, self.result_shapes, strict=True)):
+            ranked = isinstance(out.type, ir.RankedTensorType)
+            require(ranked, f"result {number} is {out.type}; it must be a ranked tensor")
+            require(sized(sizes), f"result_shapes[{number}] is {sizes}; it must be an affine map of M alone")
+            found, wanted = len(sizes.value.results), out.type.rank
+            axes = f"result_shapes[{number}] has {found} results; it must have {wanted}, one for each axis"
+            require(found == wanted, axes)
+        numbers = isinstance(self.strided, ir.DenseI64ArrayAttr)
+        require(numbers, f"strided is {self.strided}; it must be an array<i64>")
+        tensors = len(self.operands) - 1
+        for index in self.strided:
+            require(0 <= index < tensors, f"strided names operand {index}; there are {tensors} after M")
+
+
+def sized(attribute: ir.Attribute) -> bool:
+    """Whether an attribute is an affine map of one dimension and no symbol, with at least one result."""
+    if not isinstance(attribute, ir.AffineMapAttr):
+        return False
+    sizes = attribute.value
+    return sizes.n_dims == 1 and sizes.n_symbols == 0 and len(sizes.results) > 0
 
 
 class AlternativesOp(Kernel.Operation, name="alternatives"):
     """`first` where M <= max_m, else `second`: two ways to the same values, chosen by M alone.
 
-    %q, %s = "kernel.alternatives"(%m) ({ ...fused...; "kernel.yield"(%a, %b) }, { ...split... })
-             {max_m = 512 : i64, reason = "..."} : (index) -> (...)
+        %q, %s = "kernel.alternatives"(%m) ({ ...fused...; "kernel.yield"(%a, %b) : ... }, { ...split... })
+                 {max_m = 512 : i64, reason = "..."} : (index) -> (...)
+
+    Each region is one block that ends in a kernel.yield of the results' types.
     """
 
     m: ext.Operand[ir.IndexType]
@@ -100,22 +121,23 @@ class AlternativesOp(Kernel.Operation, name="alternatives"):
     max_m: ir.IntegerAttr
     reason: ir.StringAttr
 
-    def verify_region_invariants(self) -> bool:
-        wanted = [out.type for out in self.results]
+    @checked
+    def verify_region_invariants(self) -> None:
+        require(self.max_m.value >= 0, f"max_m is {self.max_m.value}; it must be a number of tokens")
+        wanted = listed(self.results)
         for name, region in (("first", self.first), ("second", self.second)):
-            if len(region.blocks) != 1:
-                self.location.emit_error(
-                    f"'kernel.alternatives' {name} region has {len(region.blocks)} blocks; it must have 1"
-                )
-                return False
-            body = list(region.blocks[0].operations)
-            found = [v.type for v in body[-1].operands] if body and body[-1].name == "kernel.yield" else None
-            if found != wanted:
-                self.location.emit_error(
-                    f"'kernel.alternatives' {name} region must end in kernel.yield of the op's result types"
-                )
-                return False
-        return True
+            blocks = len(region.blocks)
+            require(blocks == 1, f"{name} region has {blocks} blocks; it must have 1")
+            last = list(region.blocks[0].operations)[-1:]
+            ended = bool(last) and last[0].operation.name == "kernel.yield"
+            require(ended, f"{name} region must end in kernel.yield")
+            found = listed(last[0].operands)
+            require(found == wanted, f"{name} region yields ({found}); it must yield ({wanted})")
+
+
+def listed(values: Sequence[ir.Value]) -> str:
+    """The types of `values`, as text."""
+    return ", ".join(str(value.type) for value in values)
 
 
 class YieldOp(Kernel.Operation, name="yield", traits=[ir.IsTerminatorTrait]):
