@@ -202,8 +202,8 @@ class Manifest:
 def read(path: str | os.PathLike, verify: str = "full") -> Manifest:
     """The checked manifest of an artifact. ArtifactError when anything does not hold.
 
-    Always: schema, structure, paths, sizes, the hashes of the manifest and of every native library. With `verify` "full"
-    also the hash of every weight, which reads them once; "fast" leaves that out.
+    Always: schema, structure, paths, sizes, the hashes of the manifest and of every native library. With `verify`
+    "full" also the hash of every weight, which reads them once; "fast" leaves that out.
     """
     if verify not in VERIFY:
         raise ValueError(f"verify is {verify!r}; it must be one of {', '.join(VERIFY)}")

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from moeloom.runtime.artifact import Library
@@ -50,8 +51,8 @@ _loaded: dict[str, ctypes.CDLL] = {}
 def open_library(library: Library) -> ctypes.CDLL:
     """Load a library whose bytes have the manifest's hash; each is loaded once in a process.
 
-    dlopen returns the old code for a path it knows, even when the file was replaced. So the file goes by its descriptor,
-    which stays open to keep that name unique, and which is what was hashed.
+    dlopen returns the old code for a path it knows, even when the file was replaced. So the file goes by its
+    descriptor, which stays open to keep that name unique, and which is what was hashed.
     """
     if library.sha256 in _loaded:
         return _loaded[library.sha256]
@@ -137,7 +138,8 @@ class Cpu:
 
     def execute(self, plan: Plan, live: Live, outputs: Sequence[Tensor], ran: list[Ran] | None) -> None:
         """Run a plan."""
-        plan.run(live, outputs, ran)
+        with torch.no_grad():
+            plan.run(live, outputs, ran)
 
     def run(self, commands: int, count: int) -> None:
         """Run `count` commands at address `commands`, all threads together. One caller at a time.
