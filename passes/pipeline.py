@@ -88,8 +88,8 @@ def _upstream_reason(step: str, message: str) -> str:
     """MLIR's complaint about an element, as one line."""
     name = step.partition("{")[0].strip()
     if "does not refer to a registered pass" in message and "(" not in step:
-        near = difflib.get_close_matches(name, [*Pass.registry, *UPSTREAM], n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else "`moeloom-opt --list-passes` lists ours"
+        near = difflib.get_close_matches(name, [*Pass.registry, *UPSTREAM], n=1)
+        hint = f"did you mean {near[0]}?" if near else "`moeloom-opt --list-passes` lists ours"
         return f"there is no pass '{name}'; {hint}"
     inner = [ours for ours in Pass.registry if ours in step]
     if inner:

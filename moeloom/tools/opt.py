@@ -8,6 +8,7 @@ from torch_mlir import ir
 from torch_mlir.passmanager import PassManager
 
 from moeloom import dialects
+from moeloom.lowering.lower_to_kernels import LowerToKernels
 from moeloom.passes import ALL
 from moeloom.passes.base import OptionError
 from moeloom.passes.diagnostics import Diagnostic, collected
@@ -15,6 +16,7 @@ from moeloom.passes.pipeline import PipelineError, parse, run
 from moeloom.passes.report import Report
 from moeloom.tools.verify import mismatches
 
+PASSES = {**ALL, LowerToKernels.name: LowerToKernels}
 SPLIT = "// -----"
 # MLIR calls text that came from no file this.
 UNNAMED = "-"
@@ -57,11 +59,11 @@ def main(
         moeloom-opt layer.mlir -p "moe-plan-experts{stages=1},moe-fuse-quant-sort,canonicalize,cse"
     """
     if list_passes:
-        click.echo("\n".join(str(kind()) for _, kind in sorted(ALL.items())))
+        click.echo("\n".join(str(kind()) for _, kind in sorted(PASSES.items())))
         return
     try:
         steps = parse(pipeline)
-        text = click.get_text_stream("stdin").read() if file == "-" else Path(file).read_text()
+        text = sys.stdin.read() if file == "-" else Path(file).read_text()
     except (OptionError, OSError, UnicodeDecodeError) as error:
         raise CommandError(str(error)) from None
 
@@ -79,7 +81,10 @@ def main(
         diagnostics += [Diagnostic(r.location, "remark", r.message()) for r in report.records]
         diagnostics = [named(diagnostic, name) for diagnostic in diagnostics]
         if verify:
-            wrong = mismatches(part, diagnostics, name)
+            try:
+                wrong = mismatches(part, diagnostics, name)
+            except ValueError as error:
+                raise CommandError(f"{name}: {error}") from None
             failed |= bool(wrong)
             click.echo("".join(f"{line}\n" for line in wrong), nl=False, err=True)
             continue

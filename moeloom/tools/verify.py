@@ -39,7 +39,7 @@ def line_of(diagnostic: Diagnostic) -> int:
 
 
 def expectations(text: str) -> list[Expectation]:
-    """The expectations in `text`; ValueError for one without its closing braces."""
+    """The expectations in `text`; ValueError for one without its closing braces or with a broken expression."""
     found: list[Expectation] = []
     lines = text.split("\n")
     codes = [number for number, line in enumerate(lines, 1) if not _MARK.search(line)]
@@ -50,7 +50,7 @@ def expectations(text: str) -> list[Expectation]:
             body = line[mark.end() : at - 2]
             place = _line(mark["place"], number, codes)
             count = int(mark["count"] or 1)
-            found.append(Expectation(number, place, mark["severity"], _pattern(body), body, count))
+            found.append(Expectation(number, place, mark["severity"], _pattern(body, number), body, count))
     return found
 
 
@@ -83,10 +83,14 @@ def _end(line: str, start: int, number: int) -> int:
     raise ValueError(f"line {number}: the expected message has no closing '}}}}'")
 
 
-def _pattern(body: str) -> re.Pattern[str]:
+def _pattern(body: str, number: int) -> re.Pattern[str]:
     """Text as it stands, with regular expressions between double braces."""
     pieces = re.split(r"\{\{(.*?)\}\}", body)
-    return re.compile("".join(f"(?:{p})" if i % 2 else re.escape(p) for i, p in enumerate(pieces)))
+    text = "".join(f"(?:{piece})" if i % 2 else re.escape(piece) for i, piece in enumerate(pieces))
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise ValueError(f"line {number}: '{body}' is no regular expression: {error}") from None
 
 
 def mismatches(text: str, diagnostics: list[Diagnostic], name: str) -> list[str]:
