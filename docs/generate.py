@@ -1,0 +1,5 @@
+"""Write the generated pages of this folder; `make docs`."""
+
+from moeloom.tools.docs import main
+
+main()
