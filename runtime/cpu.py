@@ -17,18 +17,27 @@ from moeloom.runtime.plan import Live, Plan, Ran
 
 BARRIER_WORDS = 8  # three are used (docs/program.md); the rest keeps the cache line to itself
 
+AMX_FEATURES = frozenset({"amx_tile", "amx_bf16", "amx_int8"})
+SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 158, 0x1023, 18
+
 
 def features() -> frozenset[str]:
-    """CPU features as /proc/cpuinfo spells them; empty where there is no such file."""
+    """CPU features as /proc/cpuinfo spells them; empty where there is no such file. AMX only where Linux lets us."""
     try:
         with open("/proc/cpuinfo") as lines:
             for line in lines:
                 key, _, value = line.partition(":")
                 if key.strip() in ("flags", "Features"):
-                    return frozenset(value.split())
+                    have = frozenset(value.split())
+                    return have if "amx_tile" in have and _may_use_amx() else have - AMX_FEATURES
     except OSError:
         pass
     return frozenset()
+
+
+def _may_use_amx() -> bool:
+    """Ask Linux for the tile registers, for this process and the threads it starts (arch_prctl)."""
+    return ctypes.CDLL(None).syscall(SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0
 
 
 def choose(libraries: Sequence[Library], tier: str | None = None, have: frozenset[str] | None = None) -> Library:

@@ -123,7 +123,7 @@ class AtenCall:
         self._op, self._planned = op, planned
         alone = len(step.results) == 1 and step.results[0] in planned
         self._copies = alone and step.op in COPIES
-        self._out = _out_overload(op) if alone and not self._copies else None
+        self._out: Any = _out_overload(op) if alone and not self._copies else None
 
     def run(self, live: Live, fixed: Mapping[int, Any]) -> None:
         args = [_fill(arg, live) for arg in self.args]

@@ -1,6 +1,6 @@
 """The program of a manifest (docs/program.md): parsed, checked for sense, and sized for a number of tokens M."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from moeloom.runtime.errors import ArtifactError
 Expr = int | str | list
 """A size: a number, "M", or [operator, a, b, ...]."""
 
-OPERATORS = {
+OPERATORS: dict[str, Callable[..., int]] = {
     "add": lambda a, b: a + b,
     "mul": lambda a, b: a * b,
     "floordiv": lambda a, b: a // b,
@@ -27,7 +27,7 @@ def evaluate(size: Expr, m: int) -> int:
     """The value of a size at M = `m`."""
     if isinstance(size, int):
         return size
-    if size == "M":
+    if isinstance(size, str):
         return m
     operator, *operands = size
     return OPERATORS[operator](*(evaluate(operand, m) for operand in operands))

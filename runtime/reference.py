@@ -271,8 +271,8 @@ def experts(
         hidden = tokens[token] @ _expert(gate_up, e, weight_order)
         hidden = hidden * share if routing_weight_stage == 1 else hidden
         hidden = hidden + gate_up_bias[e].double() if gate_up_bias is not None else hidden
-        pair = (hidden[:, 0::2], hidden[:, 1::2]) if order == "interleaved" else hidden.chunk(2, -1)
-        h = activate(*pair, activation, alpha, limit).to(inner_dtype)
+        gate, up = (hidden[:, 0::2], hidden[:, 1::2]) if order == "interleaved" else hidden.chunk(2, -1)
+        h = activate(gate, up, activation, alpha, limit).to(inner_dtype)
         y = (dequantise(*quantise(h, scale_mode)) if quantised else h.double()) @ _expert(down, e, weight_order)
         y = y + down_bias[e].double() if down_bias is not None else y
         out.index_add_(0, token, y * share if routing_weight_stage == 2 else y)

@@ -70,11 +70,11 @@ class TensorFileWriter:
 
     def append(self, name: str, part: Tensor) -> None:
         """The next bytes of `name`, which must be the first tensor not yet complete."""
-        wanted = next(iter(self._left), None)
+        wanted = next(iter(self._left), "")
         found = raw_bytes(part)
         if name != wanted or len(found) > self._left[name]:
             raise ValueError(
-                f"{len(found)} bytes of {name!r} appended; next come {self._left.get(wanted)} of {wanted!r}"
+                f"{len(found)} bytes of {name!r} appended; next come {self._left.get(wanted, 0)} of {wanted!r}"
             )
         self._file.write(found)
         self._digest.update(found)
@@ -101,10 +101,8 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file as private mappings of its pages. ArtifactError when it is not one, whole."""
     size = os.path.getsize(path)
     header_bytes, header = _header(path, size)
-    if size == header_bytes:
-        return {name: _mapped(torch.UntypedStorage(0), 0, name, item, path) for name, item in header.items()}
-    storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)
-    return {name: _mapped(storage, header_bytes, name, item, path) for name, item in header.items()}
+    content = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)[header_bytes:]
+    return {name: _view(content, name, item, path) for name, item in header.items()}
 
 
 def _header(path: Path, size: int) -> tuple[int, dict[str, dict]]:
@@ -125,14 +123,12 @@ def _header(path: Path, size: int) -> tuple[int, dict[str, dict]]:
     return 8 + length, header
 
 
-def _mapped(storage: torch.UntypedStorage, base: int, name: str, item: dict, path: Path) -> Tensor:
+def _view(content: Tensor, name: str, item: dict, path: Path) -> Tensor:
     try:
         dtype, shape, (start, end) = DTYPES[item["dtype"]], tuple(item["shape"]), item["data_offsets"]
     except (KeyError, ValueError, TypeError):
         raise ArtifactError(f"{path}: tensor {name!r} has an unknown entry {item}") from None
     if not 0 <= start <= end or end - start != math.prod(shape) * dtype.itemsize:
         raise ArtifactError(f"{path}: tensor {name!r} is {item['dtype']} {shape} in bytes {start} to {end}")
-    flat = torch.empty(0, dtype=torch.uint8).set_(storage, base + start, (end - start,))
-    if (base + start) % dtype.itemsize:
-        flat = flat.clone()
-    return flat.view(dtype).view(shape)
+    part = content[start:end]
+    return (part.clone() if part.storage_offset() % dtype.itemsize else part).view(dtype).view(shape)
