@@ -89,7 +89,9 @@ def convert(owner: str, option: str, kind: Any, value: str) -> Any:
 def check(owner: str, option: str, kind: Any, value: Any) -> None:
     """OptionError unless `value` is one that an option of type `kind` takes."""
     allowed = allowed_values(kind)
-    if not (value in allowed if allowed else isinstance(value, kind)):
+    # True equals 1, but is no number of stages.
+    known = any(type(value) is type(one) and value == one for one in allowed)
+    if not (known if allowed else type(value) is kind):
         raise OptionError(f"'{owner}' option {option} is {text(value)!r}; it must be {wanted(kind)}")
 
 

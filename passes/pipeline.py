@@ -43,22 +43,23 @@ def run(
     operation = module.operation
     report = Report() if report is None else report
     with operation.context, collected(operation.context) as diagnostics:
-        manager = build(parse(pipeline) if isinstance(pipeline, str) else pipeline, report)
+        raised: list[Exception] = []
+        manager = build(parse(pipeline) if isinstance(pipeline, str) else pipeline, report, raised)
         if configure is not None:
             configure(manager)
         try:
             manager.run(operation)
         except ir.MLIRError as error:
-            raise PipelineError(list(diagnostics)) from error
+            raise PipelineError(list(diagnostics)) from next(iter(raised), error)
     return report
 
 
-def build(steps: Iterable[Step], report: Report) -> PassManager:
-    """A pass manager of `steps` in the current context; ours write to `report`."""
+def build(steps: Iterable[Step], report: Report, raised: list[Exception]) -> PassManager:
+    """A pass manager of `steps` in the current context; ours write to `report`, and what they raise to `raised`."""
     manager = PassManager.parse("builtin.module()")
     for step in steps:
         if isinstance(step, Pass):
-            manager.add(_callable(step, report), type(step).__name__, step.name, type(step).__doc__ or "")
+            manager.add(_callable(step, report, raised), type(step).__name__, step.name, type(step).__doc__ or "")
             continue
         try:
             manager.add(step)
@@ -67,7 +68,7 @@ def build(steps: Iterable[Step], report: Report) -> PassManager:
     return manager
 
 
-def _callable(step: Pass, report: Report) -> Callable:
+def _callable(step: Pass, report: Report, raised: list[Exception]) -> Callable:
     """The pass as MLIR calls it: exceptions become one located error here, and nowhere else."""
 
     def run_step(op: ir.Operation, external) -> None:
@@ -75,9 +76,11 @@ def _callable(step: Pass, report: Report) -> Callable:
             with ir.Location.unknown():
                 step.run(op, report)
         except PassError as error:
+            raised.append(error)
             error.location.emit_error(str(error))
             external.signal_pass_failure()
         except Exception as error:
+            raised.append(error)
             op.location.emit_error(f"'{step.name}' broke ({type(error).__name__}: {error}); this is a bug in the pass")
             external.signal_pass_failure()
 
