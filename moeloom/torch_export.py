@@ -5,7 +5,6 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,7 +15,6 @@ from torch.export.graph_signature import TensorArgument
 EXAMPLE_TOKENS = 4  # export takes sizes 0 and 1 for constants
 VIEWS = (torch.ops.aten.view.default, torch.ops.aten.unsqueeze.default, torch.ops.aten.squeeze.dim)
 FRAME = re.compile(r'File "([^"]+)", line (\d+)')
-OURS = str(Path(__file__).parent)
 
 # (shape, dtype); None is M.
 Spec = tuple[tuple[int | None, ...], torch.dtype]
@@ -89,22 +87,19 @@ def _drop_views(program: ExportedProgram) -> None:
 
 
 def _locate(graph: fx.Graph, origin: type[nn.Module]) -> None:
-    """Keep of each node's stack the lines of the model's own code, relative to where Python found it.
+    """Keep of each node's stack the lines in the file that defines `origin`, by its path below the import root.
 
-    Nodes without any get the line where `origin` is defined.
+    Nodes without any get the line of the definition itself.
     """
-    fallback = _definition(origin)
-    for node in graph.nodes:
-        frames = [frame for frame in FRAME.findall(node.stack_trace or "") if not frame[0].startswith(OURS)]
-        frames = [(_relative(path), line) for path, line in frames] or fallback
-        node.meta["stack_trace"] = "\n".join(f'File "{path}", line {line}, in forward' for path, line in frames)
-
-
-def _definition(origin: type[nn.Module]) -> list[tuple[str, int]]:
     try:
-        return [(_relative(inspect.getfile(origin)), inspect.getsourcelines(origin)[1])]
+        path, definition = inspect.getfile(origin), inspect.getsourcelines(origin)[1]
     except (OSError, TypeError):  # typed at a prompt
-        return []
+        return
+    shown = _relative(path)
+    for node in graph.nodes:
+        frames = FRAME.findall(node.stack_trace or "")
+        lines = [line for file, line in frames if file == path] or [definition]
+        node.meta["stack_trace"] = "\n".join(f'File "{shown}", line {line}, in forward' for line in lines)
 
 
 def _relative(path: str) -> str:

@@ -27,12 +27,13 @@ from moeloom.checkpoint import (
     read_config,
 )
 from moeloom.dialects import moe
+from moeloom.passes.diagnostics import collected
 from moeloom.runtime.reference import GROUP
 from moeloom.torch_export import Spec, export
 
 Activations = Literal["mxfp4", "bf16"]
 WHOLE = "moe"  # the entry of a model that is itself one block
-FLOATS = (torch.bfloat16, torch.float16)
+FLOATS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,12 @@ def parse(path: Path) -> ir.Module:
     """The module in a .mlir file."""
     if not path.is_file():
         raise ModelError(f"there is no file {path}")
-    try:
-        return ir.Module.parseFile(str(path), dialects.context())
-    except ir.MLIRError as error:
-        first = error.error_diagnostics[0]
-        raise ModelError(f"{path} is not a valid module: {first.location}: {first.message}") from None
+    context = dialects.context()
+    with collected(context) as diagnostics:
+        try:
+            return ir.Module.parseFile(str(path), context)
+        except ir.MLIRError:
+            raise ModelError(f"not a valid module: {diagnostics[0]}") from None
 
 
 def call_factory(name: str) -> nn.Module:
@@ -135,10 +137,12 @@ def from_config(config: Mapping[str, Any], where: str) -> nn.Module:
     if packed and model_type != "gpt_oss":
         raise ModelError(f"{where} is a {model_type} quantised by 'mxfp4'; moeloom reads that format of gpt_oss only")
     dtype = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
+    if dtype not in FLOATS:
+        raise ModelError(f"the dtype in {where} is {dtype!r}; moeloom compiles {' and '.join(FLOATS)}, set one of them")
     try:
         parsed = transformers.AutoConfig.for_model(**config)
         with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(parsed, dtype=getattr(torch, dtype)).eval()
+            model = transformers.AutoModelForCausalLM.from_config(parsed, dtype=FLOATS[dtype]).eval()
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"transformers cannot build the model of {where}: {type(error).__name__}: {reason}") from error
@@ -155,10 +159,10 @@ def check_sizes(name: str, block: Any) -> None:
         if size % GROUP:
             raise ModelError(f"the {meaning} size of '{name or WHOLE}' is {size}; MXFP4 needs a multiple of {GROUP}")
     dtype = families.output_dtype(block.experts)
-    if dtype not in FLOATS:
+    if dtype not in FLOATS.values():
         raise ModelError(
-            f"'{name or WHOLE}' is {str(dtype).removeprefix('torch.')}; moeloom compiles bfloat16 and float16: convert "
-            "the module by .to(torch.bfloat16), or set dtype in config.json"
+            f"'{name or WHOLE}' is {str(dtype).removeprefix('torch.')}; moeloom compiles {' and '.join(FLOATS)}: "
+            "convert the module by .to(torch.bfloat16)"
         )
 
 
