@@ -55,6 +55,21 @@ func.func @payload_read_before_the_sort(%x: tensor<?x64xbf16>, %ids: tensor<?xi3
   return %early, %ss : tensor<4x64xf4E2M1FN>, tensor<?x8xf8E8M0FNU>
 }
 
+// A payload reader after the sort does not move the fused op past a reader of the sorted scales.
+// CHECK-LABEL: func.func @sorted_scales_read_before_the_payload
+// CHECK-NEXT:    [[BOTH:%.*]]:2 = "moe.quant_sort"
+// CHECK-NEXT:    tensor.cast [[BOTH]]#1
+// CHECK-NEXT:    tensor.cast [[BOTH]]#0
+func.func @sorted_scales_read_before_the_payload(%x: tensor<?x64xbf16>, %ids: tensor<?xi32>, %nv: tensor<2xi32>)
+    -> (tensor<4x64xf4E2M1FN>, tensor<64x8xf8E8M0FNU>) {
+  %q, %s = "moe.quant"(%x) {kind = "per_1x32", scale_mode = "even"} : (tensor<?x64xbf16>) -> (tensor<?x64xf4E2M1FN>, tensor<?x2xf8E8M0FNU>)
+  // expected-remark@below {{fused: stage 1 of @sorted_scales_read_before_the_payload}}
+  %ss = "moe.sort_scales"(%s, %ids, %nv) {stage = 1 : i64, topk = 2 : i64, layout = "tiled_32x8"} : (tensor<?x2xf8E8M0FNU>, tensor<?xi32>, tensor<2xi32>) -> tensor<?x8xf8E8M0FNU>
+  %first = tensor.cast %ss : tensor<?x8xf8E8M0FNU> to tensor<64x8xf8E8M0FNU>
+  %second = tensor.cast %q : tensor<?x64xf4E2M1FN> to tensor<4x64xf4E2M1FN>
+  return %second, %first : tensor<4x64xf4E2M1FN>, tensor<64x8xf8E8M0FNU>
+}
+
 // Of two early readers the first counts, also when it stands inside the region of another op.
 // CHECK-LABEL: func.func @payload_read_inside_a_region
 // CHECK-NEXT:    [[BOTH:%.*]]:2 = "moe.quant_sort"

@@ -19,6 +19,7 @@ SORT = """%ss = "moe.sort_scales"(%s, {ids}) {{stage = 1 : i64, topk = 2 : i64, 
       : (tensor<?x2xf8E8M0FNU>, tensor<?xi32>, tensor<2xi32>) -> tensor<?x8xf8E8M0FNU>"""
 READ = "tensor.cast %q : tensor<?x64xf4E2M1FN> to tensor<4x64xf4E2M1FN>"
 READ_INSIDE = f"scf.if %c {{ %i{{n}} = {READ} }}"
+READ_SORTED = "%u = tensor.cast %ss : tensor<?x8xf8E8M0FNU> to tensor<4x8xf8E8M0FNU>"
 READ_SCALES = "%t = tensor.cast %s : tensor<?x2xf8E8M0FNU> to tensor<4x2xf8E8M0FNU>"
 
 
@@ -31,8 +32,8 @@ def program(seed: int) -> tuple[str, bool]:
     ]
     scale_readers = [READ_SCALES] * (choose.random() < 0.2)
     sort = SORT.format(ids=ids)
-    after = {sort: [QUANT, IDS]} | {reader: [QUANT] for reader in readers + scale_readers}
-    left, order = [QUANT, IDS, sort, *readers, *scale_readers], []
+    after = {sort: [QUANT, IDS], READ_SORTED: [sort]} | {reader: [QUANT] for reader in readers + scale_readers}
+    left, order = [QUANT, IDS, sort, READ_SORTED, *readers, *scale_readers], []
     while left:
         ready = [op for op in left if not any(need in left for need in after.get(op, []))]
         order.append(choose.choice(ready))
