@@ -116,9 +116,14 @@ def route(
     if renormalise:
         weights = weights / weights.sum(-1, keepdim=True)
     weights, ids = (weights * scale).float(), ids.int()
-    if num_tokens is not None:
-        weights[num_tokens:], ids[num_tokens:] = 0, -1
+    live = live_tokens(num_tokens, len(ids))
+    weights[live:], ids[live:] = 0, -1
     return weights, ids
+
+
+def live_tokens(num_tokens: int | None, tokens: int) -> int:
+    """L: all tokens where no count is given; a count is taken within 0 to M."""
+    return tokens if num_tokens is None else min(max(num_tokens, 0), tokens)
 
 
 def local_experts(ids: Tensor, experts: int, num_tokens: int | None, expert_map: Tensor | None) -> Tensor:
@@ -131,8 +136,7 @@ def local_experts(ids: Tensor, experts: int, num_tokens: int | None, expert_map:
         local = torch.where(expert_map, local.cumsum(0) - 1, -1)
     named = (ids >= 0) & (ids < experts)
     found = torch.where(named, local[ids.long().clamp(0, experts - 1)], -1)
-    if num_tokens is not None:
-        found[num_tokens:] = -1
+    found[live_tokens(num_tokens, len(ids)) :] = -1
     return found
 
 
@@ -146,7 +150,7 @@ def sort_tokens(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """sorted_ids i32 [S], sorted_weights f32 [S], expert_ids i32 [ceil(S/block)], num_valid i32 [2] (section 2)."""
     tokens, topk = ids.shape
-    live = tokens if num_tokens is None else num_tokens
+    live = live_tokens(num_tokens, tokens)
     capacity = tokens * topk + experts * block - min(topk, experts)
     sorted_ids = torch.full((capacity,), -1, dtype=torch.int64)
     sorted_weights = torch.full((capacity,), torch.nan)
