@@ -31,12 +31,15 @@ class _SourceRows:
         loop(0, ROWS, 1, [], one)
 
     def load(self, row: Val, column: Val, count: int) -> Val:
-        """The scales of `count` columns, zeros up to 8."""
-        values = self._scales.load(self._starts.load(row).to(index()) + column, count) & self._masks.load(row)
+        """The scales of `count` columns."""
+        return self._scales.load(self._starts.load(row).to(index()) + column, count) & self._masks.load(row)
+
+    def load_padded(self, row: Val, column: Val, count: int) -> Val:
+        """The scales of `count` columns and zeros up to 8."""
+        values = self.load(row, column, count)
         if count == COLUMNS:
             return values
-        zero = const(0, values.type)
-        return values.shuffle(zero, [*range(count), *[count] * (COLUMNS - count)])
+        return values.shuffle(const(0, values.type), [*range(count), *[count] * (COLUMNS - count)])
 
 
 def _tile_columns(rows: _SourceRows, column: Val, count: int, sorted_scales: Buffer, start: Val) -> None:
@@ -45,7 +48,7 @@ def _tile_columns(rows: _SourceRows, column: Val, count: int, sorted_scales: Buf
     def quarter(row: Val) -> None:
         words = []
         for i in range(4):
-            upper, lower = rows.load(row + i, column, count), rows.load(row + (i + _HALF), column, count)
+            upper, lower = (rows.load_padded(row + r, column, count) for r in (i, i + _HALF))
             words.append(upper.shuffle(lower, _INTERLEAVE).bits(vec(4, i32())))
         low = [words[i].shuffle(words[i + 1], [0, 4, 1, 5]) for i in (0, 2)]
         high = [words[i].shuffle(words[i + 1], [2, 6, 3, 7]) for i in (0, 2)]

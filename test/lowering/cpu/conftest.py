@@ -102,6 +102,15 @@ def sorted_shape(sorted_ids, columns, layout):
     return -(-len(sorted_ids) // 32) * 32, -(-columns // 8) * 8 if layout == "tiled_32x8" else columns
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_torch_thread():
+    """Tensors are small here, and spinning threads of several test runs on one machine starve each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session", params=supported_tiers(), ids=lambda tier: tier.name)
 def kernels(request, tmp_path_factory):
     return Kernels(request.param, tmp_path_factory.mktemp(request.param.name))

@@ -1,5 +1,7 @@
 """Template quant against torchao (scales and payload, four scale modes) and ml_dtypes (payload, scale byte 0)."""
 
+import functools
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -76,6 +78,21 @@ def by_torchao(x, mode):
     return codes.view(torch.uint8), scales.view(torch.uint8)
 
 
+@functools.cache
+def input_by_torchao(name, mode):
+    return by_torchao(INPUTS[name], mode)
+
+
+@functools.cache
+def every_f16_by_torchao(mode):
+    """All finite f16 and Inf, among neighbours of any size and in order, and what torchao makes of them."""
+    every = torch.arange(1 << 16).to(torch.int32).to(torch.uint16).view(torch.float16)
+    every = every[~every.isnan()]
+    mixed = every[torch.randperm(len(every), generator=generator(2))]
+    x = torch.cat([mixed, every.sort().values])[: len(every) * 2 // 96 * 96].view(-1, 96)
+    return x, *by_torchao(x.float(), mode)
+
+
 def by_ml_dtypes(x, scales):
     """The payload of x / 2^(b-127), in float64."""
     scaled = x.double().numpy() * 2.0 ** (127 - scales.numpy().astype(np.float64).repeat(32, -1))
@@ -93,7 +110,7 @@ def torchao_departs(x, scales):
 def test_equals_torchao_and_ml_dtypes(kernels, mode, name):
     x = INPUTS[name]
     codes, scales = kernels.quant(x, mode)
-    want_codes, want_scales = by_torchao(x, mode)
+    want_codes, want_scales = input_by_torchao(name, mode)
     assert torch.equal(scales, want_scales)
     agree = (codes == want_codes).unflatten(-1, (-1, 16)).all(-1)
     assert bool((agree | torchao_departs(x, scales)).all())
@@ -140,18 +157,12 @@ def test_a_nan_spoils_its_own_group_only(kernels, mode):
 @pytest.mark.parametrize("flush", [False, True])
 @pytest.mark.parametrize("mode", MODES)
 def test_every_f16_is_widened(kernels, mode, flush):
-    """All finite f16 and Inf, among neighbours of any size, subnormals too."""
-    every = torch.arange(1 << 16).to(torch.int32).to(torch.uint16).view(torch.float16)
-    every = every[~every.isnan()]
-    every = every[torch.randperm(len(every), generator=generator(2))]
-    ordered = every.sort().values
-    x = torch.cat([every, ordered])[: len(every) * 2 // 96 * 96].view(-1, 96)
+    x, want_codes, want_scales = every_f16_by_torchao(mode)
     torch.set_flush_denormal(flush)
     try:
         codes, scales = kernels.quant(x, mode)
     finally:
         torch.set_flush_denormal(False)
-    want_codes, want_scales = by_torchao(x.float(), mode)
     assert torch.equal(scales, want_scales)
     assert torch.equal(codes, want_codes)
 
