@@ -1,6 +1,7 @@
 """runtime/executable.py on the tiny artifact of conftest.py, on the CPU and on the null device."""
 
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,6 +69,14 @@ def test_prepare_bounds_the_tokens(made: Path, oracle: Callable) -> None:
     exe.prepare(17)
     torch.testing.assert_close(exe(tokens(17)), oracle(tokens(17)))
     assert exe.workspace_bytes == 3 * 576  # 17 rows of 32 bytes, up to a multiple of 64
+
+
+def test_prepare_frees_the_old_workspace(made: Path) -> None:
+    exe = load(made)
+    exe(tokens(4))
+    old = weakref.ref(exe._workspace._memory)
+    exe.prepare(8)
+    assert old() is None
 
 
 @pytest.mark.parametrize(

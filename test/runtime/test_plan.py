@@ -67,6 +67,23 @@ def test_copy_changes_dtype_in_place() -> None:
     assert torch.equal(out, x.bfloat16())
 
 
+def test_copy_allocates_nothing() -> None:
+    raw = {
+        "inputs": [{"name": "x", "value": 0, "dtype": "float32", "shape": ROWS, "optional": False, "strided": True}],
+        "weights": [],
+        "outputs": [{"value": 9, "dtype": "bfloat16", "shape": ROWS}],
+        "values": {},
+        "slots": 0,
+        "steps": [aten("to.dtype", [9], value(0), {"dtype": "bfloat16"}, *[{"literal": False}] * 2, {"literal": None})],
+    }
+    plan = Plan(parse("p", raw, {}), 3, {}, torch.empty(0, dtype=torch.uint8), 16, Null("cpu"))
+    x, out = torch.randn(3, 4), torch.empty(3, 4, dtype=torch.bfloat16)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        plan.run({0: x}, [out])
+    assert torch.equal(out, x.bfloat16())
+    assert [event.name for event in profile.events() if event.self_cpu_memory_usage > 0] == []
+
+
 def test_operator_without_an_out_form() -> None:
     out, x, _ = run(3, {2: tensor()}, [aten("relu.default", [2], value(0)), aten("neg.default", [9], value(2))])
     assert torch.equal(out, -x.relu())
