@@ -36,6 +36,7 @@ from moeloom.dialects.moe_rules import (
 from moeloom.dialects.moe_rules import scale_columns as scale_columns
 from moeloom.dialects.moe_rules import scale_rows as scale_rows
 from moeloom.dialects.rules import checked, dims, element, element_type, one_of, rank, require, shape, static, width
+from moeloom.dialects.rules import size as size
 
 Tensor = ir.RankedTensorType
 
@@ -175,8 +176,8 @@ class SortTokensOp(Moe.Operation, name="sort_tokens", traits=[ext.Pure]):
         one_of(self, "block", *BLOCKS)
         experts, block = self.experts.value, self.block.value
         require(experts >= 1, f"experts is {experts}; there must be at least one")
-        slots("ids", self.ids, None)
-        tokens, k = dims(self.ids)
+        k = slots("ids", self.ids, None)
+        tokens = dims(self.ids)[0]
         shape("weights", self.weights, tokens, k)
         element("weights", self.weights, "f32")
         live_count(self.num_tokens)
@@ -422,8 +423,8 @@ class CombineOp(Moe.Operation, name="combine", traits=[ext.Pure]):
     def verify_region_invariants(self) -> None:
         rank("rows", self.rows, 2)
         element("rows", self.rows, "f32")
-        slots("ids", self.ids, None)
-        tokens, k = dims(self.ids)
+        k = slots("ids", self.ids, None)
+        tokens = dims(self.ids)[0]
         columns = static("rows", self.rows, 1)
         shape("rows", self.rows, None if tokens is None else tokens * k, columns)
         shape("out", self.out, tokens, columns)

@@ -38,13 +38,14 @@ def scale_columns(columns: int, layout: str) -> int:
     return -(-groups // TILE[1]) * TILE[1] if layout == "tiled_32x8" else groups
 
 
-def slots(name: str, ids: ir.Value, tokens: int | None) -> None:
-    """The rules of expert ids: i32 [M, k]."""
+def slots(name: str, ids: ir.Value, tokens: int | None) -> int:
+    """The rules of expert ids: i32 [M, k]; returns k."""
     shape(name, ids, tokens, None)
     element(name, ids, "i32")
     k, count = static(name, ids, 1), dims(ids)[0]
     require(1 <= k <= MAX_TOPK, f"{name} has {k} slots a token; it must be 1 to {MAX_TOPK}")
     require(count is None or count < MAX_TOKENS, f"{name} has {count} tokens; there must be fewer than {MAX_TOKENS}")
+    return k
 
 
 def live_count(num_tokens: ir.Value | None) -> None:

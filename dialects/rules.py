@@ -62,9 +62,17 @@ def shape(name: str, value: ir.Value | None, *wanted: int | None) -> None:
 
 def static(name: str, value: ir.Value, axis: int) -> int:
     """The size of one axis, which the program must state."""
-    size = dims(value)[axis]
-    require(size is not None, f"{name} is {value.type}; axis {axis} must have a static size")
-    return size
+    found = dims(value)[axis]
+    if found is None:
+        raise Broken(f"{name} is {value.type}; axis {axis} must have a static size")
+    return found
+
+
+def size(value: ir.Value, axis: int) -> int:
+    """The size of an axis that the rules of its op made static."""
+    found = dims(value)[axis]
+    assert found is not None
+    return found
 
 
 def dims(value: ir.Value) -> list[int | None]:

@@ -49,11 +49,10 @@ class Plan:
 
     def __init__(self, options: PlanExperts, experts: moe.ExpertsOp):
         self.options, self.experts = options, experts
-        self.tokens, self.topk = moe.dims(experts.ids)
-        self.local = moe.dims(experts.gate_up)[0]
-        self.global_experts = self.local if experts.expert_map is None else moe.dims(experts.expert_map)[0]
-        self.hidden = moe.width(experts.x)
-        self.intermediate = moe.dims(experts.gate_up)[1 if experts.weight_order.value == "nk" else 2] // 2
+        self.tokens, self.topk = moe.dims(experts.ids)[0], moe.size(experts.ids, 1)
+        self.global_experts = moe.size(experts.gate_up if experts.expert_map is None else experts.expert_map, 0)
+        self.hidden = moe.size(experts.x, 1)
+        self.intermediate = moe.size(experts.gate_up, 1 if experts.weight_order.value == "nk" else 2) // 2
         self.rows = None if self.tokens is None else self.tokens * self.topk
         self.capacity = moe.capacity(self.tokens, self.topk, self.global_experts, options.block)
         # h rounds to x's own type; to bf16 where x arrives quantised.
@@ -95,7 +94,7 @@ class Plan:
         """The codes and scales of `x`; `x` itself without scales where activations stay as they are."""
         if self.options.activations == "bf16":
             return x, None
-        rows, columns = moe.dims(x)
+        rows, columns = moe.dims(x)[0], moe.size(x, 1)
         quant = moe.QuantOp(
             x=x,
             codes=tensor(ir.Float4E2M1FNType.get(), rows, columns),
@@ -109,7 +108,7 @@ class Plan:
         """`scales` in the order of the sorted rows; None where there are none."""
         if scales is None:
             return None
-        columns = moe.scale_columns(moe.width(scales) * moe.GROUP, self.options.layout)
+        columns = moe.scale_columns(moe.size(scales, 1) * moe.GROUP, self.options.layout)
         return moe.SortScalesOp(
             scales=scales,
             sorted_ids=self.sort.sorted_ids,

@@ -63,7 +63,8 @@ class QuantizeWeights(Pass, name="moe-quantize-weights"):
                 raise PassError(
                     experts, f"{name} is also read by {use.owner.name}, which its quantised form would not serve"
                 )
-        count, rows, columns = moe.dims(weight) if order == "nk" else swapped(moe.dims(weight))
+        row_axis, column_axis = (1, 2) if order == "nk" else (2, 1)
+        count, rows, columns = (moe.size(weight, axis) for axis in (0, row_axis, column_axis))
         note = {"moe.quantize": word(self.scale_mode), "moe.order": word(order)}
         payload = attributes | note | {"moe.part": word("payload")}
         scales = {"moe.weight": attributes["moe.weight"]} | note | {"moe.part": word("scales")}
@@ -101,9 +102,3 @@ def weight_argument(experts: moe.ExpertsOp, name: str) -> tuple[func.FuncOp, dic
     if "moe.weight" not in attributes:
         raise PassError(experts, f"{name} is an argument without moe.weight; only weights can be quantised")
     return function, attributes
-
-
-def swapped(sizes: list[int | None]) -> list[int | None]:
-    """[E, K, N] as [E, N, K]."""
-    count, columns, rows = sizes
-    return [count, rows, columns]
