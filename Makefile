@@ -35,7 +35,7 @@ pytest: $(INSTALLED)
 	$(BIN)/pytest --numprocesses 2
 
 docs: $(INSTALLED)
-	$(BIN)/python docs/generate.py
+	$(BIN)/python -m moeloom.tools.docs
 
 clean:
 	rm -rf build dist demo *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

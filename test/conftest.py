@@ -12,6 +12,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+import moeloom
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 HIDDEN, INTERMEDIATE, EXPERTS, TOPK = 96, 64, 8, 2
 
@@ -149,3 +151,17 @@ def checkpoint(make_checkpoint, tmp_path_factory):
         return made[family]
 
     return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(checkpoint) -> Path:
+    """The gpt-oss checkpoint, with MXFP4 experts. Tests that change it copy it first."""
+    return checkpoint("gpt_oss")
+
+
+@pytest.fixture(scope="session")
+def tiny_artifact(tiny_checkpoint, tmp_path_factory) -> Path:
+    """That checkpoint compiled for the CPU with MXFP4 activations. Tests that change it copy it first."""
+    path = tmp_path_factory.mktemp("artifact") / "tiny.moel"
+    moeloom.compile(tiny_checkpoint, path)
+    return path

@@ -26,7 +26,8 @@ INPUTS = 8
 EPILOG = """\b
 Examples:
   moeloom bench model.moel --tokens 1,4,16,64
-  moeloom bench fused.moel split.moel --tokens 1,16 --threads 2
+  moeloom bench a4.moel a16.moel --tokens 1,16 --threads 2
+  moeloom bench model.moel --fusion
 
 Against other libraries: benchmarks/ in the repository."""
 
@@ -38,6 +39,7 @@ Against other libraries: benchmarks/ in the repository."""
 )
 @click.option("--tokens", type=Tokens(), default="1,4,16", show_default=True, help="Numbers of tokens.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the random inputs.")
+@click.option("--fusion", "both", is_flag=True, help="Time each artifact with the fused and with the split quantiser.")
 @device_options
 @json_option
 def command(
@@ -45,6 +47,7 @@ def command(
     entries: Sequence[str],
     tokens: tuple[int, ...],
     seed: int,
+    both: bool,
     threads: int | None,
     tier: str | None,
     as_json: bool,
@@ -56,11 +59,17 @@ def command(
     with the same threads.
     """
     opened = [open_artifact(path, threads, tier) for path in artifacts]
+    names = [str(path) for path in artifacts]
+    if both:
+        from moeloom.check import forced
+
+        names = [f"{name} {which}" for name in names for which in ("fused", "split")]
+        opened = [forced(executable, which) for executable in opened for which in ("first", "second")]
     rows = []
     with output.progress() as progress:
         for number, m in enumerate(tokens):
             progress("bench", number, len(tokens))
-            rows += measure(opened, [str(path) for path in artifacts], entries, m, seed)
+            rows += measure(opened, names, entries, m, seed)
         progress("bench", len(tokens), len(tokens))
     for executable in opened:
         executable.close()
@@ -82,7 +91,7 @@ def command(
     ]
     header = ["artifact", "tokens", "ms", "launches", "weights touched", "GB/s read", "floor ms", "of the floor"]
     output.print_table(header, cells)
-    click.echo(f"{opened[0].device.threads} threads; {rows[0]['layers']} layers in turns")
+    click.echo(f"{opened[0].device.threads} threads; layers called in turns: {rows[0]['layers']}")
 
 
 def measure(

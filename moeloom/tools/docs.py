@@ -1,4 +1,4 @@
-"""docs/dialects.md and docs/passes.md from docstrings: `make docs` writes them, a test fails when they are stale."""
+"""The pages of docs/ that come from docstrings: `make docs` writes them, a test fails when they are stale."""
 
 import inspect
 from pathlib import Path
@@ -7,6 +7,7 @@ from torch_mlir.dialects import ext
 
 from moeloom.dialects import kernel, moe
 from moeloom.passes.base import Pass, text, wanted
+from moeloom.tools.cli_page import cli_page
 from moeloom.tools.opt import PASSES
 
 GENERATED = "<!-- Written by moeloom/tools/docs.py (`make docs`); change the docstrings instead. -->"
@@ -21,7 +22,7 @@ def main() -> None:
 
 def pages() -> dict[str, str]:
     """The text of each generated page by file name."""
-    return {"dialects.md": dialects_page(), "passes.md": passes_page()}
+    return {"dialects.md": dialects_page(), "passes.md": passes_page(), "cli.md": f"{GENERATED}\n\n{cli_page()}"}
 
 
 def dialects_page() -> str:
@@ -35,7 +36,7 @@ def dialects_page() -> str:
 def operation(op: type[ext.Operation]) -> str:
     """An op: its docstring, its operands, results, attributes and regions in order."""
     operands, attributes, results, regions = ext.partition_fields(op._fields)
-    lines = [f"## {op.OPERATION_NAME}", "", inspect.getdoc(op), ""]
+    lines = [f"## {op.OPERATION_NAME}", "", inspect.getdoc(op) or "", ""]
     for title, fields in (
         ("Operands", operands),
         ("Attributes", attributes),

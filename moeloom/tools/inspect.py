@@ -122,9 +122,12 @@ def _steps(target: "Target", steps: "Sequence[Step]", m: int, why: str) -> list[
 
 def _print_target(target: dict[str, Any]) -> None:
     click.echo(f"\ntarget {target['target']}: {output.mebibytes(target['weights_bytes'])} of weights")
-    for library in target["libraries"]:
+    libraries = target["libraries"]
+    for library, lesser in zip(libraries, [*libraries[1:], {"tier": "", "features": []}], strict=True):
         here = "  <- this machine" if library["tier"] == target["runs_here"] else ""
-        click.echo(f"  library {library['tier']}: {' '.join(library['features'])}{here}")
+        own = " ".join(feature for feature in library["features"] if feature not in lesser["features"])
+        beyond = f" beyond {lesser['tier']}" if lesser["tier"] else ""
+        click.echo(f"  library {library['tier']}: needs {own}{beyond}{here}")
     if target["runs_here"] is None:
         click.echo("  no library runs on this machine")
     for program in target["programs"]:

@@ -6,7 +6,7 @@ from moeloom.dialects import kernel, moe
 from moeloom.tools import docs
 
 
-@pytest.mark.parametrize("name", ["dialects.md", "passes.md"])
+@pytest.mark.parametrize("name", ["dialects.md", "passes.md", "cli.md"])
 def test_page_is_fresh(name):
     assert (docs.FOLDER / name).read_text() == docs.pages()[name], "stale: run `make docs`"
 
@@ -17,4 +17,8 @@ def test_every_op_and_pass_has_a_section():
         assert f"## {op.OPERATION_NAME}\n" in pages["dialects.md"]
     for name in docs.PASSES:
         assert f"## {name}\n" in pages["passes.md"]
-    assert set(docs.pages()) == {"dialects.md", "passes.md"}
+
+
+def test_every_command_has_a_section():
+    for name in ("compile", "run", "check", "bench", "inspect"):
+        assert f"## moeloom {name}\n" in docs.pages()["cli.md"]
