@@ -18,6 +18,7 @@ from moeloom import dialects
 from moeloom.checkpoint import WeightSource
 from moeloom.lowering import emit
 from moeloom.lowering.cpu.build import write_libraries
+from moeloom.lowering.cpu.objects import default_folder
 from moeloom.lowering.pipeline import Options, phases
 from moeloom.lowering.targets import target
 from moeloom.passes import pipeline
@@ -66,6 +67,7 @@ def compile(
     require_fusion: int = 0,
     dump_phases: str | Path | None = None,
     overwrite: bool = False,
+    cache: Path | None = None,
     progress: Progress | None = None,
 ) -> CompileReport:
     """Compile `model` to the artifact directory `output`.
@@ -76,6 +78,7 @@ def compile(
     the fused to the split quantiser at the target's threshold, the others force one. quantize_weights="mxfp4" quantises
     bf16 expert weights by `scale_mode`. weights: "copy" packs them into the artifact, "none" leaves them out.
     require_fusion: refuse unless that many sites were fused. dump_phases: a folder for the IR after each phase.
+    cache: where object files are kept between compilations (default: `.cache/moeloom` in the home directory).
 
     Raises an error of one line, and writes nothing, where the model, an option or the machine does not fit.
     """
@@ -112,7 +115,9 @@ def compile(
                 programs = {name: emit.program(function) for name, function in emit.programs_of(module).items()}
                 kernels = emit.kernels(module)
             with job.phase("kernels"):
-                libraries = write_libraries(kernels, artifact.directory / "kernels", job.step("kernels"))
+                libraries = write_libraries(
+                    kernels, artifact.directory / "kernels", cache or default_folder(), job.step("kernels")
+                )
             packed = {}
             if weights == "copy" and imported.weights is not None:
                 with job.phase("weights"):
@@ -192,7 +197,7 @@ def _write_ir(folder: Path, name: str, module: ir.Module) -> None:
 
 
 def _by_block(records: Sequence[Record], entries: dict[str, dict]) -> list[dict[str, str]]:
-    """The records of programs that are whole entries, with the first entry's name and how many layers they stand for."""
+    """The records of programs that are whole entries, with the first entry and how many layers they stand for."""
     found = []
     for record in records:
         users = [name for name, entry in entries.items() if entry["program"] == record.function]
@@ -250,8 +255,10 @@ def _pack(job: _Job, entries: dict, programs: dict, source: WeightSource, artifa
         memo: pack.Memo = {}
         with artifact.tensors(file, specs) as out:
             for name, weight in weights.items():
+                dtype = getattr(torch, weight["dtype"])
                 for part in pack.pack(weight["pack"], reader, prefix=prefix, memo=memo):
-                    out.append(name, part)
+                    # A router that its family uses in f32 may lie in the checkpoint as bf16.
+                    out.append(name, part.to(dtype))
         for name, weight in weights.items():
             written[prefix + name] = {
                 **{"file": file, "tensor": name, "dtype": weight["dtype"], "shape": weight["shape"]},

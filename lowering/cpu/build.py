@@ -6,22 +6,28 @@ import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from .compile import CompileError, write_library
+from . import objects
+from .compile import CompileError, link
 from .templates import TEMPLATES
 from .tiers import BEST_FIRST
 
 
-def write_libraries(kernels: Mapping[str, Mapping], folder: Path, progress: Callable[[int, int], None]) -> list[dict]:
-    """Compile `kernels` (symbol -> {"template", "params"}) into `folder`: the manifest's `libraries`, best first."""
+def write_libraries(
+    kernels: Mapping[str, Mapping], folder: Path, cache: Path, progress: Callable[[int, int], None]
+) -> list[dict]:
+    """Compile `kernels` (symbol -> {"template", "params"}) into `folder`: the manifest's `libraries`, best first.
+
+    `cache` keeps object files between compilations.
+    """
     unknown = sorted({kernel["template"] for kernel in kernels.values()} - TEMPLATES.keys())
     if unknown:
         raise CompileError(f"target cpu has no kernel template {', '.join(unknown)}")
-    builders = {name: (TEMPLATES[kernel["template"]], kernel["params"]) for name, kernel in kernels.items()}
+    wanted = [objects.jobs(kernels, tier.name) for tier in BEST_FIRST]
+    made = iter(objects.make([job for tier in wanted for job in tier], cache, progress))
     libraries = []
-    for number, tier in enumerate(BEST_FIRST):
-        progress(number, len(BEST_FIRST))
+    for tier, parts in zip(BEST_FIRST, wanted, strict=True):
         path = folder / f"cpu-{tier.name}.so"
-        write_library(builders, tier, path)
+        link([next(made) for _ in parts], kernels, path)
         libraries.append(
             {
                 "tier": tier.name,
@@ -30,5 +36,4 @@ def write_libraries(kernels: Mapping[str, Mapping], folder: Path, progress: Call
                 "features": list(tier.features),
             }
         )
-    progress(len(BEST_FIRST), len(BEST_FIRST))
     return libraries

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from torch_mlir import ir
@@ -13,6 +13,8 @@ from torch_mlir.passmanager import PassManager
 
 from . import command_processor
 from .tiers import Tier
+
+RUN = "moeloom_run"
 
 PIPELINE = [
     "canonicalize",
@@ -45,10 +47,10 @@ Builder = Callable[[str, Mapping, Tier], None]
 
 
 def build_module(kernels: Mapping[str, tuple[Builder, Mapping]], tier: Tier) -> ir.Module:
-    """All kernels of one tier as an MLIR module in a context of its own (`module.context`), not yet lowered."""
+    """`moeloom_run` or, given any, kernels of one tier as a module in a context of its own, not yet lowered."""
     context = ir.Context()
     with context, ir.Location.unknown():
-        module = ir.Module.parse(command_processor.MLIR)
+        module = ir.Module.create() if kernels else ir.Module.parse(command_processor.MLIR)
         with ir.InsertionPoint(module.body):
             for name, (builder, params) in kernels.items():
                 builder(name, params, tier)
@@ -73,37 +75,37 @@ def linker() -> str:
     for name in ("cc", "gcc", "clang"):
         if path := shutil.which(name):
             return path
-    raise CompileError(
-        "no C compiler found (looked for cc, gcc, clang); the cpu target needs one to link: install gcc"
-    )
+    raise CompileError("no C compiler found (looked for cc, gcc, clang); the cpu target needs one to link: install gcc")
+
+
+def write_object(kernels: Mapping[str, tuple[Builder, Mapping]], tier: Tier, path: Path) -> None:
+    """Compile `moeloom_run` or, given any, kernels of one tier into the object file `path`."""
+    module = build_module(kernels, tier)
+    lower_to_llvm(module, tier)
+    with module.context:
+        engine = ExecutionEngine(module, opt_level=3, enable_pic=True)
+        # Asking for a symbol makes the engine compile; only then is there an object to write.
+        engine.raw_lookup(next(iter(kernels), RUN))
+    engine.dump_to_object_file(str(path))
+
+
+def link(objects: Sequence[Path], kernels: Iterable[str], path: Path) -> None:
+    """Link objects into the shared library `path`, which exports `moeloom_run` and the kernels and nothing else."""
+    exports = path.with_suffix(".map")
+    exports.write_text("{ global: " + " ".join(f"{name};" for name in (RUN, *kernels)) + " local: *; };\n")
+    options = ["-shared", "-nostartfiles", "-Wl,--gc-sections", "-Wl,-z,noexecstack", f"-Wl,--version-script={exports}"]
+    command = [linker(), *options, "-o", str(path), *map(str, objects), "-lm"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    exports.unlink()
+    if done.returncode:
+        raise CompileError(f"linking {path.name} failed: {done.stderr.strip().splitlines()[-1]}")
 
 
 def write_library(kernels: Mapping[str, tuple[Builder, Mapping]], tier: Tier, path: Path) -> None:
-    """Build, lower, assemble and link the kernels of one tier into the shared library `path`."""
-    cc = linker()
-    module = build_module(kernels, tier)
-    lower_to_llvm(module, tier)
-    entries = ("moeloom_run", *kernels)
-    with module.context:
-        # Asking for a symbol makes the engine compile; only then is there an object to write.
-        engine = ExecutionEngine(module, opt_level=3, enable_pic=True)
-        engine.raw_lookup("moeloom_run")
-    object_file = path.with_suffix(".o")
-    engine.dump_to_object_file(str(object_file))
-    exports = path.with_suffix(".map")
-    exports.write_text("{ global: " + " ".join(f"{name};" for name in entries) + " local: *; };\n")
-    command = [
-        cc,
-        "-shared",
-        "-nostartfiles",
-        "-Wl,--gc-sections",
-        "-Wl,-z,noexecstack",
-        f"-Wl,--version-script={exports}",
-    ]
-    done = subprocess.run(
-        [*command, "-o", str(path), str(object_file), "-lm"], capture_output=True, text=True
-    )
-    object_file.unlink(missing_ok=True)
-    exports.unlink(missing_ok=True)
-    if done.returncode:
-        raise CompileError(f"linking {path.name} failed: {done.stderr.strip().splitlines()[-1]}")
+    """Build, lower, assemble and link kernels of one tier into the shared library `path`, in this process."""
+    objects = [path.with_suffix(f".{number}.o") for number in range(2)]
+    for part, file in zip(({}, kernels), objects, strict=True):
+        write_object(part, tier, file)
+    link(objects, kernels, path)
+    for file in objects:
+        file.unlink()
