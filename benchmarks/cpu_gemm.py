@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import re
 import tempfile
 import threading
 import time
@@ -24,6 +23,7 @@ from moeloom.lowering.cpu.compile import write_library
 from moeloom.lowering.cpu.dsl import const, i32, loop, vec
 from moeloom.lowering.cpu.kernel_function import define
 from moeloom.lowering.cpu.tiers import BEST_FIRST, Tier
+from moeloom.runtime.cpu import features
 
 HIDDEN = INTERMEDIATE = 2880
 EXPERTS, TOPK, BLOCK = 32, 4, 32
@@ -133,12 +133,12 @@ def slots(*operands: np.ndarray | int) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    flags = set(re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.M).group(1).split())
-    usable = {tier.name: tier for tier in BEST_FIRST if set(tier.features) <= flags}
+    have = features()
+    usable = {tier.name: tier for tier in BEST_FIRST if have.issuperset(tier.features)}
     parser.add_argument("--tiers", nargs="+", choices=usable, default=list(usable))
     parser.add_argument("--tokens", nargs="+", type=int, default=[1, 4, 16, 64])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=30)
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
     layer = Layer(rng)
@@ -159,7 +159,7 @@ def main() -> None:
         reading = [pool.command("read", read_args, tiles)]
 
         def bandwidth(pool=pool, reading=reading, tiles=tiles) -> float:
-            return tiles * READ_TILE / pool.seconds(reading, 3) / 1e9
+            return tiles * READ_TILE / pool.seconds(reading, 5) / 1e9
 
         for tokens in arguments.tokens:
             before = bandwidth()

@@ -7,6 +7,7 @@ the weights of one `step` after the other; a step covers `columns` columns of x 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch_mlir import ir
@@ -113,9 +114,13 @@ class Avx512Bf16(Avx512):
         return payload.load(position, 4 * self.lanes).bits(vec(2 * self.lanes, i16()))
 
     def weights(self, words: Val, step: int) -> Val:
-        codes = vec(2 * self.lanes, i16())
-        bits = table([_bf16_bits(v) for v in SIGNED_E2M1] * 2, i16())
-        return intrinsic("llvm.x86.avx512.permvar.hi.512", codes, bits, words >> (4 * step))
+        return self.look_up([bf16_bits(v) for v in SIGNED_E2M1], words, step)
+
+    def look_up(self, values: Sequence[int], words: Val, step: int) -> Val:
+        """The 16-bit values of a step's codes."""
+        kind = vec(2 * self.lanes, i16())
+        bits = table([*values, *values], i16())
+        return intrinsic("llvm.x86.avx512.permvar.hi.512", kind, bits, words >> (4 * step))
 
     def multiply_add(self, weights: Val, x: Val, total: Val) -> Val:
         pairs = vec(2 * self.lanes, bf16())
@@ -123,8 +128,17 @@ class Avx512Bf16(Avx512):
         return intrinsic("llvm.x86.avx512bf16.dpbf16ps.512", total.type, total, weights.bits(pairs), x.bits(pairs))
 
 
+@dataclass(frozen=True)
+class Amx(Avx512Bf16):
+    """As its base for one token and where a scale is extreme; otherwise tokens go 16 at a time (amx.py)."""
+
+    token_tiles: tuple[int, ...] = (1, 16, 32)
+
+
 def decoder(tier: Tier, x: str) -> Decoder:
     """The decoder of a tier for activations of type "bf16" or "f16" (f16 is not exact in bf16, so it takes f32)."""
+    if tier.has("amx_bf16") and x == "bf16":
+        return Amx(16)
     if tier.has("avx512_bf16") and x == "bf16":
         return Avx512Bf16(16)
     if tier.has("avx512f"):
@@ -138,6 +152,6 @@ def _with_sign(magnitude: Val, words: Val, step: int) -> Val:
     return (magnitude.bits(words.type) | sign).bits(magnitude.type)
 
 
-def _bf16_bits(value: float) -> int:
+def bf16_bits(value: float) -> int:
     """An e2m1 value has one mantissa bit, so the upper half of its f32 is exact."""
     return struct.unpack("<I", struct.pack("<f", value))[0] >> 16

@@ -11,8 +11,9 @@ from typing import Any
 from .decode import GROUP, ROWS, decoder
 from .dsl import Buffer, Val, f32, i8, i16, loop
 from .gate_up import sorted_rows
-from .gemm import Product, Weight
+from .gemm import Product
 from .kernel_function import KernelFunction, define
+from .multiply import Weight
 from .sort_block import Block
 from .tiers import Tier
 

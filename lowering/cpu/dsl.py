@@ -19,6 +19,11 @@ _FLOAT_COMPARE = {"eq": 1, "ne": 6, "lt": 4, "le": 5, "gt": 2, "ge": 3}
 _INT_COMPARE = {"eq": 0, "ne": 1, "lt": 2, "le": 3, "gt": 4, "ge": 5, "ult": 6}
 
 
+def bit() -> ir.Type:
+    """What comparisons give."""
+    return ir.IntegerType.get_signless(1)
+
+
 def i8() -> ir.Type:
     return ir.IntegerType.get_signless(8)
 
@@ -257,6 +262,11 @@ def intrinsic(name: str, result: ir.Type, *args: Val) -> Val:
     return Val(llvm.call_intrinsic(result, name, [a.v for a in args], [], []))
 
 
+def effect(name: str, *args: Val) -> None:
+    """Call an LLVM intrinsic that has no result."""
+    llvm.call_intrinsic(None, name, [a.v for a in args], [], [])
+
+
 def loop(
     start: Like, stop: Like, step: int, init: Sequence[Val], body: Callable[..., Sequence[Val] | None]
 ) -> list[Val]:
@@ -322,6 +332,15 @@ class Buffer:
         if lanes is None:
             return Val(memref.load(self.memref, [where]))
         return Val(vector.load(vec(lanes, self.element), self.memref, [where]))
+
+    def pointer(self, position: Like) -> Val:
+        """The address of an element as an LLVM pointer."""
+        start = Val(memref.extract_aligned_pointer_as_index(self.memref)).to(i64())
+        base = llvm.inttoptr(ir.Type.parse("!llvm.ptr"), start.v)
+        offset = Val(_position(position)).to(i64())
+        return Val(
+            llvm.getelementptr(base.type, base, [offset.v], [-(1 << 31)], self.element, llvm.GEPNoWrapFlags.none)
+        )
 
     def prefetch(self, position: Like, locality: int = 3) -> None:
         """Ask for the cache line of an element; any address will do. `locality` 3 is the first level, 2 the second."""

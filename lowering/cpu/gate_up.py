@@ -11,8 +11,9 @@ from typing import Any
 from .activation import gated
 from .decode import GROUP, ROWS, decoder
 from .dsl import Buffer, Val, f32, i8, i16, i32, loop, vec
-from .gemm import Product, Weight
+from .gemm import Product
 from .kernel_function import KernelFunction, define
+from .multiply import Weight
 from .numbers import narrow
 from .sort_block import Block, SortedRows
 from .tiers import Tier

@@ -19,8 +19,8 @@ from .tiers import Tier
 
 
 def build(name: str, params: Mapping[str, Any], tier: Tier) -> None:
-    """Add the kernel. Params: hidden, intermediate, topk, block, activation, alpha, limit, x ("bf16" when requantising),
-    routing_weight_stage, requantize ("none" or a scale mode), has_gate_up_bias, has_down_bias."""
+    """Add the kernel. Params: hidden, intermediate, topk, block, activation, alpha, limit, x, routing_weight_stage,
+    requantize ("none", or a scale mode if x is "bf16"), has_gate_up_bias, has_down_bias."""
     mode = params["requantize"]
     if mode != "none" and params["x"] != "bf16":
         raise ValueError(f"h is {params['x']}, and e2m1 times its scale fits bf16 only; set x to bf16 to requantize")

@@ -18,9 +18,9 @@ from torchao.prototype.mx_formats.mx_tensor import to_dtype, to_mx
 from moeloom.lowering.cpu import compile as cpu
 from moeloom.lowering.cpu.templates import TEMPLATES
 from moeloom.lowering.cpu.tiers import BEST_FIRST, Tier
+from moeloom.runtime.cpu import features
 
-FLAGS = set(re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.M).group(1).split())
-TIERS = [tier for tier in BEST_FIRST if set(tier.features) <= FLAGS]
+TIERS = [tier for tier in BEST_FIRST if features().issuperset(tier.features)]
 every_tier = pytest.mark.parametrize("tier", TIERS, ids=lambda tier: tier.name)
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16}
 
