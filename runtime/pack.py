@@ -13,7 +13,8 @@ from moeloom.runtime.errors import ArtifactError
 from moeloom.runtime.reference import GROUP, quantise
 
 TILE_ROWS = 16
-CHUNK_BYTES = 1 << 19  # of payload a step: the bit operations stay in the second-level cache
+CHUNK_WORDS = 32767  # i32 a step: in the second-level cache, and below what torch hands to its threads, which
+# would meet after each of these short operations; on a busy machine that cost 30 times the work
 Recipe = Mapping[str, Any]
 Memo = dict[tuple, list[Tensor]]
 
@@ -132,7 +133,7 @@ def pack_payload(codes: Tensor, rows: str) -> Tensor:
     source = _tiles(_words(codes), rows)
     tiles, parts, _, words = source.shape
     target = out.view(torch.int32).view(tiles, parts, words, TILE_ROWS)
-    step = max(1, CHUNK_BYTES // max(1, parts * TILE_ROWS * half))
+    step = max(1, CHUNK_WORDS // max(1, parts * TILE_ROWS * words))
     for start in range(0, tiles, step):
         chunk = target[start : start + step]
         chunk.copy_(source[start : start + step].transpose(2, 3))

@@ -12,7 +12,7 @@ SCALE_BIAS = 127
 SCALE_NAN = 255
 SLOT_SHIFT = 24
 TOKEN_MASK = (1 << SLOT_SHIFT) - 1
-QUANTISE_ROWS_BYTES = 1 << 21  # float64 working set of one chunk of rows: stays in the second-level cache
+CHUNK_ELEMENTS = 32767  # a step of `quantise`: in the second-level cache, and below what torch hands to its threads
 DOUBLE_BIAS, DOUBLE_MANTISSA = 1023, 52
 E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0])
 SCALE_MODES = ("even", "floor", "ceil", "rceil")
@@ -54,7 +54,7 @@ def quantise(x: Tensor, scale_mode: str) -> Quantised:
         raise ValueError(f"x has {columns} columns; they must be a multiple of {GROUP}")
     codes = torch.empty(rows, columns // 2, dtype=torch.uint8)
     scales = torch.empty(rows, columns // GROUP, dtype=torch.uint8)
-    step = max(1, QUANTISE_ROWS_BYTES // (8 * max(columns, 1)))
+    step = max(1, CHUNK_ELEMENTS // max(columns, 1))
     for start in range(0, rows, step):
         part = slice(start, start + step)
         codes[part], scales[part] = _quantise_rows(x[part], scale_mode)
