@@ -209,8 +209,6 @@ def run_router(router: Any, routing: Routing, num_tokens: Tensor | None, x: Tens
         logits = F.linear(x.float(), router.weight.float())
     else:
         logits = F.linear(x, router.weight, getattr(router, "bias", None))
-    if correction is not None:
-        correction = correction.float()
     weights, ids = torch_ops.route(
         logits,
         correction,
