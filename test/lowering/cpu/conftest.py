@@ -9,16 +9,17 @@ import torch
 
 from moeloom.lowering.cpu.compile import write_library
 from moeloom.lowering.cpu.templates import TEMPLATES
-from moeloom.lowering.cpu.tiers import BEST_FIRST
+from moeloom.lowering.cpu.tiers import AMX, BEST_FIRST
 
 GUARD = 64
 """Bytes of poison before and behind every output, checked after every run."""
 
 
 def supported_tiers():
+    """Those this machine runs. amx only adds matrix products, which no template run here has."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     flags = set(next(line for line in lines if line.startswith("flags")).split())
-    return [tier for tier in BEST_FIRST if flags.issuperset(tier.features)]
+    return [tier for tier in BEST_FIRST if tier is not AMX and flags.issuperset(tier.features)]
 
 
 class Kernels:

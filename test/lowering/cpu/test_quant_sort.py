@@ -10,6 +10,7 @@ from moeloom.runtime import reference
 
 WIDTHS = (32, 96, 384, 640, 2880)
 TOPKS = (1, 2, 4, 8, 9)
+MODES = ("even", *reference.SCALE_MODES)
 LAYOUTS = ("tiled_32x8", "row_major")
 
 
@@ -73,12 +74,17 @@ def split(kernels, x, sorted_ids, num_valid, stage, topk, layout="tiled_32x8", m
     return codes, kernels.sort_scales(scales, sorted_ids, num_valid, stage, topk, layout)
 
 
-def all_kernels(topk, columns, layout="tiled_32x8"):
+def sort_params(columns, stage, topk, layout):
+    return {"columns": columns, "stage": stage, "topk": topk, "layout": layout}
+
+
+def all_kernels(topk, columns, layout="tiled_32x8", mode="even"):
+    """What the tests of one width need, to be compiled in one go."""
+    quant = {"x": "bf16", "scale_mode": mode}
     for stage in (1, 2):
-        how = {"stage": stage, "topk": topk, "layout": layout}
-        yield "sort_scales", {"columns": columns // 32, **how}
-        yield "quant_sort", {"columns": columns, "x": "bf16", "scale_mode": "even", **how}
-    yield "quant", {"columns": columns, "x": "bf16", "scale_mode": "even"}
+        yield "sort_scales", sort_params(columns // 32, stage, topk, layout)
+        yield "quant_sort", sort_params(columns, stage, topk, layout) | quant
+    yield "quant", {"columns": columns, **quant}
 
 
 X = torch.randn(64 * max(TOPKS), max(WIDTHS), generator=generator(0)).bfloat16()
@@ -102,6 +108,7 @@ def test_fused_equals_split_for_every_decode_batch(kernels, topk):
 @pytest.mark.parametrize("topk", TOPKS)
 def test_fused_equals_split_around_the_switches(kernels, topk, columns):
     """Stage 1 at 2048/k tokens, stage 2 at 8192 rows."""
+    kernels.compile(*all_kernels(topk, columns))
     for stage, rows in ((1, 2048 // topk), (2, 8192 // topk)):
         for tokens in (rows - 1, rows, rows + 1):
             sorted_ids, num_valid = sorted_tokens(tokens, topk, tokens)
@@ -111,11 +118,11 @@ def test_fused_equals_split_around_the_switches(kernels, topk, columns):
             same_defined_bytes(found, want, sorted_ids, num_valid, stage, topk)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("stage", [1, 2])
-@pytest.mark.parametrize("columns", WIDTHS)
-def test_both_equal_the_reference(kernels, columns, stage, layout):
-    for seed, topk, mode in zip(range(7), (4, 1, 2, 9, 4, 8, 2), itertools.cycle(reference.SCALE_MODES), strict=False):
+@pytest.mark.parametrize(("columns", "topk", "mode"), list(zip(WIDTHS, TOPKS, MODES, strict=True)))
+def test_both_equal_the_reference(kernels, columns, topk, mode, stage):
+    kernels.compile(*itertools.chain.from_iterable(all_kernels(topk, columns, layout, mode) for layout in LAYOUTS))
+    for seed, layout in itertools.product(range(len(SCENES)), LAYOUTS):
         tokens = 11 + 3 * seed
         sorted_ids, num_valid = sorted_tokens(tokens, topk, seed)
         x = X[: tokens * (1 if stage == 1 else topk), :columns]
@@ -130,7 +137,9 @@ def test_both_equal_the_reference(kernels, columns, stage, layout):
 def test_every_tail_of_columns_is_sorted(kernels):
     """C need be no multiple of 4 or 8: 1 to 8 columns and 9 to 16."""
     sorted_ids, num_valid = sorted_tokens(29, 4, 2)
-    for columns, layout in itertools.product(range(1, 17), LAYOUTS):
+    cases = list(itertools.product(range(1, 17), LAYOUTS))
+    kernels.compile(*(("sort_scales", sort_params(columns, 1, 4, layout)) for columns, layout in cases))
+    for columns, layout in cases:
         scales = torch.randint(255, (29, columns), generator=generator(columns), dtype=torch.uint8)
         want = reference.sort_scales(scales, sorted_ids, num_valid, 1, 4, layout)
         assert torch.equal(kernels.sort_scales(scales, sorted_ids, num_valid, 1, 4, layout), want)
