@@ -2,10 +2,11 @@
 
 import ctypes
 import functools
+import mmap
 import re
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ml_dtypes
@@ -197,10 +198,17 @@ def poisoned(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     return torch.full((*shape[:-1], shape[-1] * dtype.itemsize), 0xFF, dtype=torch.uint8).view(dtype)
 
 
-@functools.cache
 def library(tier: Tier, template: str, case: Case) -> ctypes.CDLL:
+    params = case.params(template)
+    if template == "down":
+        params = {name: value for name, value in params.items() if name not in ("activation", "alpha", "limit")}
+    return compiled(tier, template, tuple(sorted(params.items())))
+
+
+@functools.cache
+def compiled(tier: Tier, template: str, params: tuple) -> ctypes.CDLL:
     path = Path(tempfile.mkdtemp()) / "kernel.so"
-    cpu.write_library({"kernel": (TEMPLATES[template], case.params(template))}, tier, path)
+    cpu.write_library({"kernel": (TEMPLATES[template], dict(params))}, tier, path)
     undefined = subprocess.run(["nm", "-D", "--undefined-only", path], capture_output=True, text=True, check=True)
     assert set(re.findall(r" U (\w+)", undefined.stdout)) == {"sched_yield"}
     loaded = ctypes.CDLL(str(path))
@@ -234,42 +242,102 @@ def check(case: Case, tier: Tier, **layer_options) -> None:
     assert off(layer.down(tier, h), layer.expected_rows(h)) < 1e-5
 
 
-@every_tier
-@pytest.mark.parametrize("activation", ["silu", "swiglu", "gelu", "gelu_tanh"])
-def test_activations(tier, activation):
-    check(Case(activation=activation), tier)
+# Each compiles once a tier, so each covers several things.
+PLAIN = Case()
+CASES = [
+    PLAIN,
+    Case(hidden=640, intermediate=96, topk=1, block=64, tokens=40, activation="swiglu", bias=False, weighted="gate_up"),
+    Case(hidden=32, experts=5, topk=16, block=128, activation="gelu", x="f16", weighted=""),
+    Case(hidden=384, intermediate=640, topk=3, block=32, activation="gelu_tanh", bias=False, limit=2.0),
+]
 
 
 @every_tier
-@pytest.mark.parametrize(("bias", "weighted"), [(False, ""), (True, "gate_up"), (False, "gate_up"), (False, "down")])
-def test_bias_and_routing_weight(tier, bias, weighted):
-    check(Case(bias=bias, weighted=weighted), tier)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.activation}-{case.hidden}x{case.intermediate}")
+def test_products(tier, case):
+    check(case, tier)
 
 
 @every_tier
-@pytest.mark.parametrize(("hidden", "intermediate"), [(32, 32), (640, 96), (384, 640)])
-def test_sizes(tier, hidden, intermediate):
-    check(Case(hidden=hidden, intermediate=intermediate, x="bf16"), tier)
+def test_any_number_of_rows_of_an_expert(tier):
+    """Every size of token tile, full and not, and several of them in a block."""
+    for tokens in (1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 15, 16, 17, 31, 33, 48, 64):
+        check(replace(CASES[1], tokens=tokens, experts=1), tier)
 
 
 @every_tier
-@pytest.mark.parametrize(("x", "weighted"), [("bf16", "gate_up"), ("f16", "down")])
-def test_one_stage_equals_two(tier, x, weighted):
-    layer = Layer(Case(x=x, weighted=weighted))
+def test_tokens_without_expert_get_no_row(tier):
+    ids = np.array([[0, 2], [-1, 2], [-1, -1], [2, 2], [0, -1]])
+    check(PLAIN, tier, ids=ids)
+
+
+@pytest.mark.parametrize("tier", TIERS[:1], ids=lambda tier: tier.name)
+def test_gpt_oss_width(tier):
+    check(Case(hidden=2880, intermediate=288, experts=2, topk=4, block=32, activation="swiglu"), tier)
+
+
+@every_tier
+@pytest.mark.parametrize("flush", [False, True], ids=["", "flushed"])
+@pytest.mark.parametrize(
+    ("byte", "magnitude"), [((0, 0), 2.0**30), ((0, 3), 2.0**20), ((126, 130), 1.0), ((251, 254), 2.0**-30)]
+)
+def test_extreme_scales(tier, byte, magnitude, flush):
+    """2^-127 is subnormal, 2^127 nearly overflows; neither costs precision, whatever the thread does to subnormals."""
+    layer = Layer(replace(PLAIN, byte=byte))
+    layer.b2 *= 0
+    h = (torch.randn(layer.rows, PLAIN.intermediate, generator=torch.Generator().manual_seed(0)) * magnitude).bfloat16()
+    assert torch.set_flush_denormal(flush)
+    try:
+        rows = layer.down(tier, h)
+    finally:
+        torch.set_flush_denormal(False)
+    assert off(rows, layer.expected_rows(h)) < 1e-5
+
+
+@every_tier
+def test_scale_255_is_nan_in_its_row_only(tier):
+    layer = Layer(PLAIN)
+    h = torch.ones(layer.rows, PLAIN.intermediate, dtype=torch.bfloat16)
+    want = layer.expected_rows(h)
+    layer.s2[:, 1, 0, 3] = 255
+    want[:, 19] = np.nan
+    assert off(layer.down(tier, h), want) < 1e-5
+
+
+@every_tier
+def test_rows_of_x_more_than_2_31_elements_apart(tier):
+    layer = Layer(replace(PLAIN, tokens=2))
+    near = layer.gate_up(tier)
+    layer.stride = (1 << 31) + 1
+    memory = mmap.mmap(-1, 2 * (layer.stride + PLAIN.hidden), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    far = torch.frombuffer(memory, dtype=torch.bfloat16).as_strided((2, PLAIN.hidden), (layer.stride, 1))
+    layer.x = far.copy_(layer.x)
+    assert torch.equal(layer.gate_up(tier), near)
+
+
+@every_tier
+def test_one_stage_equals_two(tier):
+    layer = Layer(PLAIN)
     rows, scratch = layer.one_stage(tier)
     h = layer.gate_up(tier)
-    assert torch.equal(scratch.view(torch.int16), h.view(torch.int16))
+    assert torch.equal(scratch, h)
     assert torch.equal(rows, layer.down(tier, h))
 
 
 @every_tier
-@pytest.mark.parametrize("mode", ["even", "rceil"])
-def test_one_stage_requantises_like_torchao(tier, mode):
-    layer = Layer(Case(intermediate=96, requantize=mode))
+def test_one_stage_requantises_like_torchao(tier):
+    """In bf16; with the routing weight in stage 1, as `gate_up` has it."""
+    case = Case(intermediate=96, requantize="rceil", weighted="gate_up")
+    layer = Layer(case)
     rows, scratch = layer.one_stage(tier)
-    want = requantised(layer.gate_up(tier), mode)
+    want = requantised(layer.gate_up(tier), case.requantize)
     assert torch.equal(scratch, want)
     assert off(rows, layer.expected_rows(want)) < 1e-5
+
+
+def test_requantising_needs_bf16():
+    with pytest.raises(ValueError, match="h is f16, and e2m1 times its scale fits bf16 only"):
+        library(TIERS[0], "experts_one_stage", Case(x="f16", requantize="even"))
 
 
 def requantised(h: torch.Tensor, mode: str) -> torch.Tensor:
