@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from moeloom.runtime.executable import Executable
 
-INPUTS = 8
+INPUTS = 32
 """Random inputs that calls take in turns, so that other experts are touched each time."""
 EPILOG = """\b
 Examples:
