@@ -157,9 +157,9 @@ def quantise_group(x: Val, mode: str) -> tuple[Val, Val]:
     bits, width, mantissa = _integers(x)
     amax = (bits & ((1 << (width - 1)) - 1)).reduce("maxsi").to(i32()) << (23 - mantissa)
     scale = e8m0_scale(amax, mode)
-    codes = e2m1_encode(bits.bits(x.type), scale)
-    pairs = codes.bits(vec(GROUP // 2, ir.IntegerType.get_signless(2 * width)))
-    packed = (pairs | (pairs >> (width - 4))).to(vec(GROUP // 2, i8()))
+    codes = e2m1_encode(bits.bits(x.type), scale).to(vec(GROUP, i16()))
+    pairs = codes.bits(vec(GROUP // 2, i32()))
+    packed = (pairs | (pairs >> 12)).to(vec(GROUP // 2, i8()))
     return select(scale.eq(E8M0_NAN), const(0, packed.type), packed), scale.to(i8())
 
 

@@ -1,4 +1,4 @@
-"""What a kernel library asks of the system: nothing but libc's, whatever the tier (no libcalls for half types or maths)."""
+"""What a kernel library asks of the system: nothing but libc's, whatever the tier: no libcalls for halves or maths."""
 
 import itertools
 import subprocess
