@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch_mlir
-from torch import Tensor
 from torch_mlir import ir
 
 from moeloom import dialects
@@ -222,23 +221,6 @@ def _too_few(report: CompileReport, wanted: int) -> str:
     return f"{report.fused} quant + scale sort sites were fused, --require-fusion wants {wanted}{why}"
 
 
-class _ExpertReader:
-    """A weight source as the packer reads it: one expert after the other, without the others in memory."""
-
-    def __init__(self, source: WeightSource):
-        self.source = source
-        self._name, self._next, self._experts = "", 0, iter(())
-
-    def get(self, name: str) -> Tensor | None:
-        return self.source.get(name)
-
-    def expert(self, name: str, number: int) -> Tensor:
-        if name != self._name or number != self._next:
-            self._name, self._next, self._experts = name, 0, self.source.experts(name)
-        self._next += 1
-        return next(self._experts)
-
-
 def _pack(job: _Job, entries: dict, programs: dict, source: WeightSource, artifact: ArtifactWriter) -> dict[str, dict]:
     """Pack every weight that an entry reads, a file for each block; the manifest's `weights`."""
     blocks: dict[str, dict[str, dict]] = {}
@@ -247,7 +229,7 @@ def _pack(job: _Job, entries: dict, programs: dict, source: WeightSource, artifa
             known = blocks.setdefault(entry["prefix"], {}).setdefault(weight["name"], weight)
             if known["pack"] != weight["pack"]:
                 raise CompileRefused(f"weight {entry['prefix']}{weight['name']} is needed in two packed layouts")
-    reader, written = _ExpertReader(source), dict[str, dict]()
+    written = dict[str, dict]()
     for number, (prefix, weights) in enumerate(blocks.items()):
         job.progress("weights", number, len(blocks))
         file = f"weights/{prefix.strip('.') or 'weights'}.safetensors"
@@ -256,7 +238,9 @@ def _pack(job: _Job, entries: dict, programs: dict, source: WeightSource, artifa
         with artifact.tensors(file, specs) as out:
             for name, weight in weights.items():
                 dtype = getattr(torch, weight["dtype"])
-                for part in pack.pack(weight["pack"], reader, prefix=prefix, memo=memo):
+                # The count is in the packed shape; asking the source would stack its experts in memory.
+                experts = weight["shape"][0]
+                for part in pack.pack(weight["pack"], source, prefix=prefix, experts=experts, memo=memo):
                     # A router that its family uses in f32 may lie in the checkpoint as bf16.
                     out.append(name, part.to(dtype))
         for name, weight in weights.items():
