@@ -293,8 +293,8 @@ class QuantSortOp(Moe.Operation, name="quant_sort", traits=[ext.Pure]):
 
 
 class GateUpOp(Moe.Operation, name="gate_up", traits=[ext.Pure]):
-    """The first product and its activation: h[token*k+slot] = act(x[token] @ W1[expert].T + b1[expert]), rounded to x's
-    floating type (bf16 when x is quantised).
+    """The first product and its activation: h[token*k+slot] = act(x[token] @ W1[expert].T + b1[expert]), rounded
+    to bf16.
 
     `x` is bf16/f16 [M, H] (A16), or f4E2M1FN codes with sorted tiled scales (A4). `sorted_weights`, where given,
     multiplies the product before the bias (doweight_stage1). Rows no sorted row names are undefined.
@@ -324,7 +324,7 @@ class GateUpOp(Moe.Operation, name="gate_up", traits=[ext.Pure]):
         one_of(self, "gate_up_order", *GATE_UP_ORDERS)
         hidden = product_inputs(self)
         rank("out", self.out, 2)
-        element("out", self.out, "bf16", "f16")
+        element("out", self.out, "bf16")
         rows = 2 * static("out", self.out, 1)
         experts = expert_weight(self, "weight", self.weight, self.weight_scales, rows, hidden)
         shape("bias", self.bias, experts, rows)

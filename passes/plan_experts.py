@@ -55,8 +55,6 @@ class Plan:
         self.intermediate = moe.size(experts.gate_up, 1 if experts.weight_order.value == "nk" else 2) // 2
         self.rows = None if self.tokens is None else self.tokens * self.topk
         self.capacity = moe.capacity(self.tokens, self.topk, self.global_experts, options.block)
-        # h rounds to x's own type; to bf16 where x arrives quantised.
-        self.float_type = experts.x.type.element_type if experts.x_scales is None else ir.BF16Type.get()
 
     def build(self) -> ir.Value:
         """The value that replaces the result of moe.experts."""
@@ -130,7 +128,7 @@ class Plan:
             weight=experts.gate_up,
             weight_scales=experts.gate_up_scales,
             bias=experts.gate_up_bias,
-            out=tensor(self.float_type, self.rows, self.intermediate),
+            out=tensor(ir.BF16Type.get(), self.rows, self.intermediate),
             **self.activation(),
         ).out
         h, scales = self.quantised(h)

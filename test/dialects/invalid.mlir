@@ -1585,7 +1585,7 @@ func.func @gate_up_out_rank(
 func.func @gate_up_out_element(
     %x: tensor<?x64xbf16>, %sorted_ids: tensor<?xi32>, %expert_ids: tensor<?xi32>,
     %num_valid: tensor<2xi32>, %weight: tensor<4x128x64xf4E2M1FN>, %weight_scales: tensor<4x128x2xf8E8M0FNU>) {
-  // expected-error@below {{'moe.gate_up' out has element type f32; it must be bf16 or f16}}
+  // expected-error@below {{'moe.gate_up' out has element type f32; it must be bf16}}
   %0 = "moe.gate_up"(%x, %sorted_ids, %expert_ids, %num_valid, %weight, %weight_scales) {topk = 2 : i64, block = 32 : i64, activation = "silu", alpha = 1.0 : f32, limit = 0.0 : f32,
         gate_up_order = "concatenated", weight_order = "nk",
         operandSegmentSizes = array<i32: 1, 0, 1, 1, 1, 0, 1, 1, 0>}

@@ -54,13 +54,13 @@ func.func @gpt_oss(%x: tensor<?x64xbf16>, %ids: tensor<?x2xi32>, %w: tensor<?x2x
 }
 
 // A static M gives static sizes: S = 3*2 + 8*32 - min(2, 8) = 260 rows, 9 blocks, 288 rows of scales; the mask of 8
-// global experts decides, not the 4 local ones. h is f16 because x is.
+// global experts decides, not the 4 local ones. h is bf16 whatever x is.
 // TWO-LABEL:     func.func @static_with_a_mask
 // TWO-NEXT:        "moe.sort_tokens"(%arg1, %arg2, %arg7) {block = 32 : i64, experts = 8 : i64, operandSegmentSizes = array<i32: 1, 1, 0, 1>} : {{.*}} -> (tensor<260xi32>, tensor<260xf32>, tensor<9xi32>, tensor<2xi32>)
 // TWO-NEXT:        "moe.quant"{{.*}} -> (tensor<3x64xf4E2M1FN>, tensor<3x2xf8E8M0FNU>)
 // TWO-NEXT:        "moe.sort_scales"{{.*}} -> tensor<288x8xf8E8M0FNU>
-// TWO-NEXT:        "moe.gate_up"{{.*}} -> tensor<6x64xf16>
-// TWO-NEXT:        "moe.quant"{{.*}} : (tensor<6x64xf16>)
+// TWO-NEXT:        "moe.gate_up"{{.*}} -> tensor<6x64xbf16>
+// TWO-NEXT:        "moe.quant"{{.*}} : (tensor<6x64xbf16>)
 // TWO-NEXT:        "moe.sort_scales"{{.*}} -> tensor<288x8xf8E8M0FNU>
 // TWO-NEXT:        "moe.down"{{.*}} -> tensor<6x64xf32>
 // TWO-NEXT:        "moe.combine"({{.*}}, %arg1, %arg7) {operandSegmentSizes = array<i32: 1, 1, 0, 1>}{{.*}} -> tensor<3x64xf16>
