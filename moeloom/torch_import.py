@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +81,8 @@ def import_torch(model: str | Path | nn.Module, *, activations: Activations = "m
     such a module (a transformers model or one MoE block), or a .mlir file, which is parsed. With `activations` mxfp4
     each block gets an entry for pre-quantised activations. Raises ModelError, in one line, for what it cannot import.
     """
+    if activations not in get_args(Activations):
+        raise ModelError(f"activations is {activations!r}; it must be {' or '.join(get_args(Activations))}")
     if isinstance(model, nn.Module):
         return import_blocks(families.find_blocks(model), activations, ModuleWeights(model))
     path = Path(model)

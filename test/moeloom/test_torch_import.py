@@ -226,6 +226,8 @@ def test_modules_and_files_that_do_not_fit_are_refused(tmp_path, moe_model):
         ModelError, match=r"'model.layers.0.mlp' is float32; .* convert the module by \.to\(torch.bfloat16\)"
     ):
         import_torch(moe_model("mixtral").float())
+    with pytest.raises(ModelError, match="activations is 'fp8'; it must be mxfp4 or bf16"):
+        import_torch(tmp_path / "layer.mlir", activations="fp8")
     with pytest.raises(ModelError, match=r"there is no file .*layer\.mlir"):
         import_torch(tmp_path / "layer.mlir")
     (tmp_path / "layer.mlir").write_text("func.func @f( {")
