@@ -1,4 +1,4 @@
-"""Template `gate_up`: h[token*k+slot] = act(x[token] @ W1[expert].T + b1), rounded to x's type.
+"""Template `gate_up`: h[token*k+slot] = act(x[token] @ W1[expert].T + b1), rounded to bf16.
 
 A tile is a sort block and 16 outputs.
 """
@@ -75,7 +75,7 @@ def gate_up(
                         for half, value in enumerate((gate, up))
                     )
                 value = gated(params["activation"], gate, up, params["alpha"], params["limit"])
-                h.store(narrow(value, params["x"], product.tier).bits(vec(lanes, i16())), there + column)
+                h.store(narrow(value, "bf16", product.tier).bits(vec(lanes, i16())), there + column)
 
         loop(0, rows, 1, [], row)
 
