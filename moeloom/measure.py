@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 READ_BYTES = 1 << 30
 """Read at once to measure bandwidth: more than any last-level cache holds."""
@@ -50,7 +50,7 @@ def medians(calls: list[Callable[[int], object]], fewest: int = 5, shortest: flo
     """
     times: list[list[float]] = [[] for _ in calls]
     for turn in range(-2, 1_000_000):
-        measured = [seconds(lambda call=call, turn=turn: call(turn + 2)) for call in calls]
+        measured = [seconds(partial(call, turn + 2)) for call in calls]
         if turn < 0:
             continue
         for own, duration in zip(times, measured, strict=True):

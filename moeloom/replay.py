@@ -150,7 +150,8 @@ def _route(params: Params, operands: list[Any]) -> tuple[Tensor, ...]:
 def _sort_tokens(params: Params, operands: list[Any]) -> tuple[Tensor, ...]:
     num_tokens, expert_map = _optional(params, ("has_num_tokens", "map"), operands[2:])
     chosen = _expert_map(params, expert_map)
-    return reference.sort_tokens(*operands[:2], params["experts"], params["block"], _count(num_tokens), chosen)
+    ids, weights = operands[:2]
+    return reference.sort_tokens(ids, weights, params["experts"], params["block"], _count(num_tokens), chosen)
 
 
 def _quant(params: Params, operands: list[Any]) -> tuple[Tensor, ...]:
@@ -158,7 +159,8 @@ def _quant(params: Params, operands: list[Any]) -> tuple[Tensor, ...]:
 
 
 def _sort_scales(params: Params, operands: list[Any]) -> Tensor:
-    return reference.sort_scales(*operands, params["stage"], params["topk"], params["layout"])
+    scales, sorted_ids, num_valid = operands
+    return reference.sort_scales(scales, sorted_ids, num_valid, params["stage"], params["topk"], params["layout"])
 
 
 def _quant_sort(params: Params, operands: list[Any]) -> tuple[Tensor, ...]:

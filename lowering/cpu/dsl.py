@@ -8,12 +8,13 @@ Nothing here knows of mixture-of-experts.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from torch_mlir import ir
 from torch_mlir.dialects import arith, llvm, memref, scf, vector
 
 Number = int | float
-Like = "Val | int | float"
+Like: TypeAlias = "Val | int | float"
 
 _FLOAT_COMPARE = {"eq": 1, "ne": 6, "lt": 4, "le": 5, "gt": 2, "ge": 3}
 _INT_COMPARE = {"eq": 0, "ne": 1, "lt": 2, "le": 3, "gt": 4, "ge": 5, "ult": 6}

@@ -38,13 +38,13 @@ def command(
     Also compares the fused with the split quantiser where a program has both, and the prequantised with the fresh
     entry, byte for byte. Exit code 3 if a comparison fails.
     """
-    from moeloom.check import check
+    from moeloom.check import Figure, check
 
     with open_artifact(artifact, threads, tier) as executable, output.progress() as progress:
         known = executable.manifest.entries
         firsts = {known[name].program: name for name in reversed(executable.entries)}
         chosen = named_entries(executable.entries, entries, list(reversed(firsts.values())))
-        figures = []
+        figures: list[Figure] = []
         progress("check", 0, len(chosen) * len(tokens))
         for number, (name, m) in enumerate((name, m) for name in chosen for m in tokens):
             figures += check(executable, [name], [m], seed)

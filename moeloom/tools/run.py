@@ -52,12 +52,12 @@ def command(
     named = {"output" if len(outputs) == 1 else f"output{number}": out for number, out in enumerate(outputs)}
     if target is not None:
         write_tensors(target, named)
-    found = {"entry": name, "seconds": seconds, "outputs": {key: describe(out) for key, out in named.items()}}
+    described = {key: describe(out) for key, out in named.items()}
     if as_json:
-        output.print_json(found)
+        output.print_json({"entry": name, "seconds": seconds, "outputs": described})
         return
     click.echo(f"{name}: {seconds * 1e3:.2f} ms, the first call included what it plans")
-    for key, about in found["outputs"].items():
+    for key, about in described.items():
         numbers = ", ".join(f"{what} {about[what]:.6g}" for what in ("norm", "least", "largest") if what in about)
         click.echo(f"  {key}: {about['dtype']} {tuple(about['shape'])} {numbers}".rstrip())
 
