@@ -221,7 +221,7 @@ class _Program:
         return {"aten": name, "args": arguments, "results": results}
 
     def outputs(self, terminator: ir.OpView) -> list[dict]:
-        outputs = []
+        outputs: list[dict] = []
         for value in terminator.operation.operands:
             number = self.ids[value]
             if number not in self.values or number in {output["value"] for output in outputs}:

@@ -13,7 +13,7 @@ from torch_mlir.dialects import arith, func, tensor
 
 from moeloom.dialects import kernel, moe
 from moeloom.lowering import packing, sizes
-from moeloom.lowering.targets import TARGETS, Target
+from moeloom.lowering.targets import TARGETS, Target, TargetName
 from moeloom.passes.base import Pass, PassError
 from moeloom.passes.report import Report
 
@@ -33,7 +33,7 @@ class LowerToKernels(Pass, name="moe-lower-to-kernels"):
     or split forces one. Quantisations other than per_1x32, and weights that are not MXFP4, are refused here.
     """
 
-    target: Literal[tuple(TARGETS)] = "cpu"  # the table is the list
+    target: TargetName = "cpu"
     fusion: Literal["auto", "fused", "split"] = "auto"
 
     def run(self, module: ir.Operation, report: Report) -> None:
@@ -48,7 +48,7 @@ class Definitions:
     """The kernel.define ops of a module: one for each distinct template and parameters."""
 
     def __init__(self, module: ir.Operation):
-        self.module, self.names = module, {}
+        self.module, self.names = module, dict[tuple, str]()
 
     def name(self, template: str, params: Params) -> str:
         """The symbol of the kernel, defined at the top of the module when it is new."""
@@ -154,7 +154,7 @@ class _Function:
                 f"expert weights are {value.type.element_type}; this target multiplies MXFP4: "
                 "compile with --quantize-weights mxfp4 (moe-quantize-weights)",
             )
-        packed = packing.packed_type(kind, moe.dims(value)), packing.recipe(kind, rows, attrs)
+        packed = packing.packed_type(kind, list(value.type.shape)), packing.recipe(kind, rows, attrs)
         if self.packs.setdefault(value.arg_number, packed) != packed:
             raise PassError(op, f"argument {value.arg_number} is needed in two packed layouts; pass the weight twice")
         return [value]
@@ -185,19 +185,19 @@ class _Function:
 
     def quant(self, op, x: ir.Value, codes: ir.Type, rows: sizes.Expr) -> list[ir.Value]:
         """quant per_1x32 of `rows` rows: codes and row-major scales."""
-        columns = moe.width(x)
+        columns = moe.size(x, -1)
         scales = ir.RankedTensorType.get(
             [ir.ShapedType.get_dynamic_size(), columns // moe.GROUP], ir.Float8E8M0FNUType.get()
         )
-        params = {"columns": columns, "x": _float(x), "scale_mode": op.scale_mode.value}
+        params: Params = {"columns": columns, "x": _float(x), "scale_mode": op.scale_mode.value}
         shapes = [(codes, (rows, columns)), (scales, (rows, columns // moe.GROUP))]
         return self.launch("quant", params, [x], shapes, [rows], strided=[0])
 
     def sort_scales(self, op, scales: ir.Value) -> list[ir.Value]:
         sort, result = _sort(op), op.sorted_scales.type
-        columns = moe.width(scales)
+        columns = moe.size(scales, -1)
         shape = _sorted_shape(sort, moe.scale_columns(columns * moe.GROUP, op.layout.value))
-        params = {"columns": columns, **_placement(op)}
+        params: Params = {"columns": columns, **_placement(op)}
         return self.launch(
             "sort_scales", params, [scales, op.sorted_ids, op.num_valid], [(result, shape)], _row_tiles(sort)
         )
@@ -210,10 +210,10 @@ class _Function:
             raise PassError(
                 op, f"'{op.OPERATION_NAME}' reads {x.type.element_type}; target {self.target.name} takes per_1x32 only"
             )
-        sort, columns = _sort(op), moe.width(x)
+        sort, columns = _sort(op), moe.size(x, -1)
         rows = sizes.tokens() * (1 if stage == 1 else op.topk.value)
         kind = ir.RankedTensorType.get([ir.ShapedType.get_dynamic_size(), columns], ir.BF16Type.get())
-        params = {"columns": columns, "stage": stage, "topk": op.topk.value, "layout": _layout(op, scales)}
+        params: Params = {"columns": columns, "stage": stage, "topk": op.topk.value, "layout": _layout(op, scales)}
         operands = [x, scales, op.sorted_ids, op.num_valid]
         return self.launch("expand", params, operands, [(kind, (rows, columns))], _row_tiles(sort), strided=[0])[0]
 
@@ -282,8 +282,8 @@ def _map_kind(expert_map: ir.Value | None) -> str:
 
 
 def _route(lower: _Function, op: moe.RouteOp) -> list[ir.Value]:
-    params = {
-        "experts": moe.width(op.logits),
+    params: Params = {
+        "experts": moe.size(op.logits, -1),
         "topk": op.topk.value,
         "score": op.score.value,
         "renormalise": bool(op.renormalise.value),
@@ -301,8 +301,8 @@ def _route(lower: _Function, op: moe.RouteOp) -> list[ir.Value]:
 
 
 def _sort_tokens(lower: _Function, op: moe.SortTokensOp) -> list[ir.Value]:
-    sort = SortSizes(moe.width(op.ids), op.experts.value, op.block.value)
-    params = {
+    sort = SortSizes(moe.size(op.ids, -1), op.experts.value, op.block.value)
+    params: Params = {
         "experts": sort.experts,
         "topk": sort.topk,
         "block": sort.block,
@@ -356,10 +356,10 @@ def _quant_sort(lower: _Function, op: moe.QuantSortOp) -> list[ir.Value]:
     """The fused kernel, the split pair, or both with the target's threshold between them."""
 
     def fused() -> list[ir.Value]:
-        sort, columns = _sort(op), moe.width(op.x)
+        sort, columns = _sort(op), moe.size(op.x, -1)
         shape = _sorted_shape(sort, moe.scale_columns(columns, op.layout.value))
         rows = _rows_of_stage(op.stage.value, op.topk.value)
-        params = {"columns": columns, "x": _float(op.x), "scale_mode": op.scale_mode.value, **_placement(op)}
+        params: Params = {"columns": columns, "x": _float(op.x), "scale_mode": op.scale_mode.value, **_placement(op)}
         results = [(op.codes.type, (rows, columns)), (op.sorted_scales.type, shape)]
         operands = [op.x, op.sorted_ids, op.num_valid]
         return lower.launch("quant_sort", params, operands, results, _row_tiles(sort), strided=[0])
@@ -397,9 +397,9 @@ def _alternatives(lower: _Function, op, limit: int, first: Callable, second: Cal
 
 
 def _gate_up(lower: _Function, op: moe.GateUpOp) -> list[ir.Value]:
-    sort, hidden, rows = _sort(op), moe.width(op.x), moe.width(op.out)
+    sort, hidden, rows = _sort(op), moe.size(op.x, -1), moe.size(op.out, -1)
     x = lower.bf16_rows(op, op.x, op.x_scales, 1)
-    params = {
+    params: Params = {
         "hidden": hidden,
         "intermediate": rows,
         **_product(op, x),
@@ -420,9 +420,9 @@ def _gate_up(lower: _Function, op: moe.GateUpOp) -> list[ir.Value]:
 
 
 def _down(lower: _Function, op: moe.DownOp) -> list[ir.Value]:
-    sort, columns, rows = _sort(op), moe.width(op.x), moe.width(op.out)
+    sort, columns, rows = _sort(op), moe.size(op.x, -1), moe.size(op.out, -1)
     x = lower.bf16_rows(op, op.x, op.x_scales, 2)
-    params = {
+    params: Params = {
         "hidden": rows,
         "intermediate": columns,
         **_product(op, x),
@@ -441,10 +441,10 @@ def _down(lower: _Function, op: moe.DownOp) -> list[ir.Value]:
 
 
 def _one_stage(lower: _Function, op: moe.ExpertsOneStageOp) -> list[ir.Value]:
-    sort, hidden = _sort(op), moe.width(op.x)
-    intermediate = moe.dims(op.gate_up)[1 if op.weight_order.value == "nk" else 2] // 2
+    sort, hidden = _sort(op), moe.size(op.x, -1)
+    intermediate = moe.size(op.gate_up, 1 if op.weight_order.value == "nk" else 2) // 2
     x = lower.bf16_rows(op, op.x, op.x_scales, 1)
-    params = {
+    params: Params = {
         "hidden": hidden,
         "intermediate": intermediate,
         **_product(op, x),
@@ -481,16 +481,16 @@ def _activation(op) -> Params:
 def _combine(lower: _Function, op: moe.CombineOp) -> list[ir.Value]:
     sort_map = op.expert_map
     experts = moe.dims(sort_map)[0] if sort_map is not None else 0
-    params = {
-        "columns": moe.width(op.rows),
-        "topk": moe.width(op.ids),
+    params: Params = {
+        "columns": moe.size(op.rows, -1),
+        "topk": moe.size(op.ids, -1),
         "experts": experts or _experts_of(op),
         "out": _float(op.out),
         "has_num_tokens": op.num_tokens is not None,
         "map": _map_kind(sort_map),
     }
     operands = [op.rows, op.ids, *_optional(op.num_tokens, sort_map)]
-    shape = (sizes.tokens(), moe.width(op.rows))
+    shape = (sizes.tokens(), moe.size(op.rows, -1))
     return lower.launch("combine", params, operands, [(op.out.type, shape)], [sizes.tokens()])
 
 

@@ -1,10 +1,11 @@
 """Sizes as affine functions of M, the number of tokens; of several results of a map the minimum is meant."""
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from torch_mlir import ir
 
-Expr = ir.AffineExpr | int
+Expr: TypeAlias = ir.AffineExpr | int
 
 NAMES = {
     ir.AffineAddExpr: "add",

@@ -1,6 +1,9 @@
 """What each target is: sizes, thresholds and switches. Numbers are measured (the command stands beside each)."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+TargetName = Literal["cpu"]
 
 
 class UnknownTargetError(Exception):
@@ -16,17 +19,17 @@ class Target:
     means.
     """
 
-    name: str
-    sort_block: int
+    name: TargetName
+    sort_block: Literal[16, 32, 64, 128]
     fused_rows: tuple[int, int]
-    stages: int
+    stages: Literal[1, 2]
 
     def fused_tokens(self, stage: int, topk: int) -> int:
         """The largest M that takes the fused kernel."""
         return self.fused_rows[stage - 1] // topk
 
 
-TARGETS = {
+TARGETS: dict[str, Target] = {
     # fused_rows: `python benchmarks/quant_sort.py`.
     "cpu": Target("cpu", sort_block=32, fused_rows=(2048, 8192), stages=2),
 }

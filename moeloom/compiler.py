@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch_mlir
@@ -30,6 +30,7 @@ from moeloom.version import VERSION
 Progress = Callable[[str, int, int], None]
 SCOPES = ("moe",)
 WEIGHTS = ("copy", "none")
+STAGES: dict[str, Literal[0, 1, 2]] = {"auto": 0, "1": 1, "2": 2}
 
 
 class CompileRefused(Exception):
@@ -57,11 +58,11 @@ def compile(
     *,
     targets: Sequence[str] = ("cpu",),
     scope: str = "moe",
-    activations: str = "mxfp4",
-    stages: str | int = "auto",
-    fusion: str = "auto",
-    scale_mode: str = "even",
-    quantize_weights: str | None = None,
+    activations: Literal["mxfp4", "bf16"] = "mxfp4",
+    stages: Literal["auto", 1, 2] = "auto",
+    fusion: Literal["auto", "fused", "split"] = "auto",
+    scale_mode: Literal["even", "rceil", "floor", "ceil"] = "even",
+    quantize_weights: Literal["mxfp4"] | None = None,
     weights: str = "copy",
     require_fusion: int = 0,
     dump_phases: str | Path | None = None,
@@ -83,11 +84,11 @@ def compile(
     """
     _one_of("scope", scope, SCOPES)
     _one_of("weights", weights, WEIGHTS)
-    _one_of("stages", str(stages), ("auto", "1", "2"))
+    _one_of("stages", str(stages), tuple(STAGES))
     _one_of("quantize_weights", quantize_weights or "none", ("none", "mxfp4"))
     options = Options(
         activations=activations,  # the passes check the words
-        stages=0 if stages == "auto" else int(stages),
+        stages=STAGES[str(stages)],
         fusion=fusion,
         scale_mode=scale_mode,
         quantize_weights=quantize_weights or "",

@@ -201,7 +201,8 @@ class Plan:
         self.m = m
         self._device, self._workspace = device, workspace
         self._shaped: dict[int, Shaped] = {v: value.tensor for v, value in program.values.items()}
-        self._shaped |= {item.value: item.tensor for item in (*program.inputs, *program.outputs)}
+        self._shaped |= {item.value: item.tensor for item in program.inputs}
+        self._shaped |= {item.value: item.tensor for item in program.outputs}
         self._fixed: dict[int, Any] = dict(weights)
         self._place(program, max_m)
         self._early: list[AtenCall] = []

@@ -14,7 +14,14 @@ ROOMS = ("dialects", "passes", "lowering", "runtime")
 ALLOWED = {
     "dialects": (),
     "passes": ("moeloom.dialects",),
-    "lowering": ("moeloom.dialects", "moeloom.passes", "moeloom.runtime.artifact", "moeloom.runtime.pack"),
+    # The formats of an artifact: what the runtime reads, lowering writes.
+    "lowering": (
+        "moeloom.dialects",
+        "moeloom.passes",
+        "moeloom.runtime.artifact",
+        "moeloom.runtime.pack",
+        "moeloom.runtime.program",
+    ),
     "runtime": (),
 }
 BANNED_PACKAGES = {

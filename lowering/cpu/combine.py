@@ -28,7 +28,7 @@ def build(name: str, params: Mapping[str, Any], tier: Tier) -> None:
         starts = Buffer.stack(topk, i64())
 
         def has_expert(expert: Val) -> Val:
-            if params["map"] == "mask":
+            if expert_map and params["map"] == "mask":
                 return is_masked_in(expert, experts, expert_map)
             return local_expert(expert, experts, expert_map)[0]
 

@@ -93,7 +93,6 @@ class Val:
     """An SSA value with operators."""
 
     __slots__ = ("v",)
-    __hash__ = None  # type comparison operators build IR, so a Val is no dictionary key
 
     def __init__(self, value: ir.Value):
         self.v = value

@@ -137,7 +137,7 @@ def build(name: str, params: Mapping[str, Any], tier: Tier) -> None:
                 scores.fill(lambda i: sigmoid(logits.load(i)))
             elif not after or biased or grouped:
                 _softmax(logits, scores)
-            if biased:
+            if bias:
                 loop(0, experts, 1, [], lambda i: choice.buffer.store(scores.buffer.load(i) + bias.load(i), i))
                 choice.fill_padding(float("-inf"))
             compared = choice if biased else logits

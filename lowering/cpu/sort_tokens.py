@@ -43,7 +43,7 @@ def build(name: str, params: Mapping[str, Any], tier: Tier) -> None:
         live = live_tokens(num_tokens, k.size())
         counters = Buffer.stack(experts, i32())
         loop(0, experts, 1, [], lambda e: counters.store(0, e))
-        table = _local_ids(expert_map, experts) if params["map"] == "mask" else expert_map
+        table = _local_ids(expert_map, experts) if expert_map and params["map"] == "mask" else expert_map
         padding_id = (live.to(i32()) | (topk << 24)).splat(vec(_FILL, i32()))
 
         def count(i: Val) -> None:

@@ -3,13 +3,14 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
 from moeloom.tools import output
 from moeloom.tools.errors import needs_compiler
 
+STAGES: dict[str, Literal["auto", 1, 2]] = {"auto": "auto", "1": 1, "2": 2}
 EPILOG = """\b
 Examples:
   moeloom compile gpt-oss-20b/ -o model.moel
@@ -38,7 +39,7 @@ Examples:
 )
 @click.option(
     "--stages",
-    type=click.Choice(["auto", "1", "2"]),
+    type=click.Choice(list(STAGES)),
     default="auto",
     show_default=True,
     help="Both expert products in one kernel, or one each.",
@@ -87,7 +88,7 @@ def command(model: str, artifact: Path, targets: Sequence[str], stages: str, as_
             model,
             artifact,
             targets=tuple(targets),
-            stages="auto" if stages == "auto" else int(stages),
+            stages=STAGES[stages],
             progress=progress,
             **options,
         )
