@@ -101,7 +101,9 @@ class Layer:
         self.w1, self.w2 = weight(2 * INTERMEDIATE, HIDDEN), weight(HIDDEN, INTERMEDIATE)
         self.expert_bytes = sum(array.nbytes for array in self.w1[:2] + self.w2[:2]) // EXPERTS
 
-    def commands(self, pool: Pool, tokens: int, rng: np.random.Generator, keep: list) -> tuple[list[list[int]], int]:
+    def commands(
+        self, pool: Pool, tokens: int, rng: np.random.Generator, keep: list[np.ndarray]
+    ) -> tuple[list[list[int]], int]:
         """gate_up and down of freshly routed tokens, and the bytes of the experts they name."""
         routed = np.stack([rng.permutation(EXPERTS)[:TOPK] for _ in range(tokens)])
         ids: list[int] = []
@@ -163,7 +165,9 @@ def main() -> None:
 
         for tokens in arguments.tokens:
             before = bandwidth()
-            commands, touched, keep = [], 0, []
+            commands: list[list[int]] = []
+            keep: list[np.ndarray] = []
+            touched = 0
             repeats = max(1, 8 // tokens)
             for _ in range(repeats):
                 more, bytes_ = layer.commands(pool, tokens, rng, keep)

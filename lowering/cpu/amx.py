@@ -49,7 +49,8 @@ class Matrix:
         second = (rows - TOKENS).max(1).to(i64())
         heights = first * 0x01_00_00_01_01 + second * 0x01_00_01_01_00_00 + (0x1010 << 48)
         widths = 0x0040_0040_0040_0040
-        for position, word in enumerate((1, 0, widths, widths, 0, 0, heights, 0)):
+        words: list[Val | int] = [1, 0, widths, widths, 0, 0, heights, 0]
+        for position, word in enumerate(words):
             self.configuration.store(word, position)
         effect("llvm.x86.ldtilecfg", self.configuration.pointer(0))
 
@@ -58,7 +59,15 @@ class Matrix:
         effect("llvm.x86.tilerelease")
 
     def multiply(
-        self, how: Amx, weight: Weight, number: Val, staged: Buffer, tokens: int, rows: Val, sums: Buffer, row: Val
+        self,
+        how: Amx,
+        weight: Weight,
+        number: Val,
+        staged: Buffer,
+        tokens: int,
+        rows: Val,
+        sums: Buffer,
+        row: Val | int,
     ) -> Val:
         """sums[row + t, 16] of the weight tile whose scale groups start at `number`; true if a scale was extreme, and
         the sums are not to be used."""
@@ -74,14 +83,14 @@ class Matrix:
 
         def chunk(start: Val, extreme: Val) -> list[Val]:
             count = (groups - start).min(_CHUNK)
-            extreme = loop(0, count, 1, [extreme], lambda i, e: [self._decode(how, weight, number + start + i, i, e)])
+            seen = loop(0, count, 1, [extreme], lambda i, e: [self._decode(how, weight, number + start + i, i, e)])
 
             def two_groups(i: Val) -> None:
                 product(start + i, i, 0)
                 when(i + 1 < count, lambda: product(start + i + 1, i + 1, 1))
 
             loop(0, count, 2, [], two_groups)
-            return extreme
+            return seen
 
         none = const(0, vec(ROWS, bit()))
         (extreme,) = loop(0, groups, _CHUNK, [none], chunk)

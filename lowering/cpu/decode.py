@@ -82,7 +82,8 @@ class Avx2(Decoder):
     def multiply_add(self, weights: Val, x: Val, total: Val) -> Val:
         return fma(weights, x, total)
 
-    scale_add = multiply_add
+    def scale_add(self, product: Val, scale: Val, total: Val) -> Val:
+        return fma(product, scale, total)
 
 
 @dataclass(frozen=True)

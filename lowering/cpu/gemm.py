@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from .amx import TOKENS, Matrix
@@ -61,7 +62,7 @@ class Product:
         def token_tile(first: Val) -> None:
             rows = (block.live - first).min(widest)
             for below, tokens in zip((0, *sizes[:-1]), sizes, strict=True):
-                when((rows > below) & (rows <= tokens), lambda tokens=tokens: sized(first, rows, tokens))
+                when((rows > below) & (rows <= tokens), partial(sized, first, rows, tokens))
 
         def sized(first: Val, rows: Val, tokens: int) -> None:
             matrix = self.matrix if tokens >= TOKENS else None
@@ -116,7 +117,7 @@ class Product:
         def by_vectors(count: int, first: Val | int) -> None:
             multiply(how, weight, number, self.staged, self.sums, (pitch, first, count), row + first)
 
-        if not matrix:
+        if not (matrix and isinstance(how, Amx)):
             return by_vectors(tokens, 0)
         extreme = matrix.multiply(how, weight, number, self.staged, tokens, pitch, self.sums, row)
         when(extreme, lambda: loop(0, pitch, _FALLBACK_TOKENS, [], lambda first: by_vectors(_FALLBACK_TOKENS, first)))

@@ -246,9 +246,9 @@ def check(case: Case, tier: Tier, **layer_options) -> None:
 PLAIN = Case()
 CASES = [
     PLAIN,
-    Case(hidden=640, intermediate=96, topk=1, block=64, tokens=40, activation="swiglu", bias=False, weighted="gate_up"),
+    Case(hidden=640, intermediate=96, topk=1, block=64, tokens=40, activation="swiglu", weighted="gate_up"),
     Case(hidden=32, experts=5, topk=16, block=128, activation="gelu", x="f16", weighted=""),
-    Case(hidden=384, intermediate=640, topk=3, block=32, activation="gelu_tanh", bias=False, limit=2.0),
+    Case(hidden=384, intermediate=640, topk=3, block=32, activation="gelu_tanh"),
 ]
 
 
@@ -256,6 +256,21 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.activation}-{case.hidden}x{case.intermediate}")
 def test_products(tier, case):
     check(case, tier)
+
+
+@every_tier
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.activation)
+def test_activations_to_the_last_place_of_bf16(tier, case):
+    """With x = 0 the gates and ups are the biases, over the whole range that matters."""
+    layer = Layer(replace(case, experts=40, tokens=40), ids=np.arange(40 * case.topk).reshape(40, -1) % 40)
+    layer.x.zero_()
+    rng = np.random.default_rng(1)
+    layer.b1[:] = rng.uniform(-12, 12, layer.b1.shape)
+    layer.packed_b1 = np.ascontiguousarray(layer.b1[:, gate_up_order(case.intermediate)])
+    got, want = layer.gate_up(tier), torch.from_numpy(layer.expected_h())
+    assert torch.allclose(got.double(), want, rtol=2.0**-7.9, atol=2e-5)
+    above_tails = want.abs() > 0.05
+    assert (got == want.bfloat16())[above_tails].double().mean() > 0.99
 
 
 @every_tier
@@ -326,11 +341,13 @@ def test_one_stage_equals_two(tier):
 
 @every_tier
 def test_one_stage_requantises_like_torchao(tier):
-    """In bf16; with the routing weight in stage 1, as `gate_up` has it."""
-    case = Case(intermediate=96, requantize="rceil", weighted="gate_up")
+    """Without biases, and with the routing weight in stage 1."""
+    case = Case(intermediate=96, requantize="rceil", weighted="gate_up", bias=False)
     layer = Layer(case)
     rows, scratch = layer.one_stage(tier)
-    want = requantised(layer.gate_up(tier), case.requantize)
+    h = layer.gate_up(tier)
+    assert off(h, layer.expected_h()) < 5e-3
+    want = requantised(h, case.requantize)
     assert torch.equal(scratch, want)
     assert off(rows, layer.expected_rows(want)) < 1e-5
 
