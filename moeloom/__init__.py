@@ -1,8 +1,8 @@
 """moeloom: an MLIR compiler for mixture-of-experts models.
 
-    moeloom.compile(model, "out.moel")     a model becomes an artifact (needs the `compiler` extra)
-    moeloom.load("out.moel")(x)            an artifact runs (needs torch alone)
-    moeloom.import_torch(model)            the MLIR that compile starts from
+moeloom.compile(model, "out.moel")     a model becomes an artifact (needs the `compiler` extra)
+moeloom.load("out.moel")(x)            an artifact runs (needs torch alone)
+moeloom.import_torch(model)            the MLIR that compile starts from
 """
 
 from importlib import import_module
