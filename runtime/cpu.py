@@ -3,9 +3,10 @@
 import ctypes
 import hashlib
 import os
+import queue
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +16,10 @@ from moeloom.runtime.artifact import Library
 from moeloom.runtime.errors import ArtifactError
 from moeloom.runtime.plan import Live, Plan, Ran
 
-BARRIER_WORDS = 8  # three are used (docs/program.md); the rest keeps the cache line to itself
+EPOCHS = (1 << 31) - 1
+"""How many runs go by before an epoch comes again."""
+COUNTERS = slice(3, 5)
+"""Of a command: tiles taken and tiles finished, the epoch in the upper half."""
 
 AMX_FEATURES = frozenset({"amx_tile", "amx_bf16", "amx_int8"})
 SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 158, 0x1023, 18
@@ -81,30 +85,25 @@ def open_library(library: Library) -> ctypes.CDLL:
     return code
 
 
-class _Job:
-    """What the threads of a pool share. They hold this and not the pool, which may then be collected."""
-
-    def __init__(self, count: int) -> None:
-        self.commands, self.count = 0, 0
-        self.stopped = False
-        self.wake = [threading.Lock() for _ in range(count)]
-        for lock in self.wake:
-            lock.acquire()
+Work = queue.SimpleQueue
+"""Of (commands, epoch); None ends a thread."""
 
 
-def _work(job: _Job, run, barrier: int, thread: int) -> None:
-    wake = job.wake[thread - 1]
+def _work(work: Work, run: Callable, threads: int) -> None:
+    """Join in whatever is newest. Holding the array keeps its memory while the thread reads counters in it."""
     while True:
-        wake.acquire()
-        if job.stopped:
+        item = work.get()
+        while not work.empty():
+            item = work.get()
+        if item is None:
             return
-        run(job.commands, job.count, barrier, thread)
+        commands, epoch = item
+        run(commands.ctypes.data, len(commands), threads, epoch)
 
 
-def _stop(job: _Job) -> None:
-    job.stopped = True
-    for lock in job.wake:
-        lock.release()
+def _stop(work: Sequence[Work]) -> None:
+    for one in work:
+        one.put(None)
 
 
 class Cpu:
@@ -119,24 +118,17 @@ class Cpu:
             raise ValueError(f"threads is {threads}; it must be at least 1")
         self._code = open_library(self.library)
         self._run = self._code.moeloom_run
-        self._run.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)
+        self._run.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
         self._run.restype = None
-        self._barrier = np.zeros(BARRIER_WORDS, np.int64)
-        self._barrier[0] = self.threads
-        self._barrier_at = self._barrier.ctypes.data
-        self._job = _Job(self.threads - 1)
+        self._epoch = 0
+        self._work = [queue.SimpleQueue() for _ in range(1, self.threads)]
         self._workers = [
-            threading.Thread(
-                target=_work,
-                args=(self._job, self._run, self._barrier_at, number),
-                name=f"moeloom-{number}",
-                daemon=True,
-            )
-            for number in range(1, self.threads)
+            threading.Thread(target=_work, args=(work, self._run, self.threads), name=f"moeloom-{number}", daemon=True)
+            for number, work in enumerate(self._work, 1)
         ]
         for worker in self._workers:
             worker.start()
-        self.close = weakref.finalize(self, _stop, self._job)
+        self.close = weakref.finalize(self, _stop, self._work)
 
     def kernel(self, name: str) -> int:
         """The address of a kernel."""
@@ -150,18 +142,16 @@ class Cpu:
         with torch.no_grad():
             plan.run(live, outputs, ran)
 
-    def run(self, commands: int, count: int) -> None:
-        """Run `count` commands at address `commands`, all threads together. One caller at a time.
+    def run(self, commands: np.ndarray) -> None:
+        """Run commands, i64 [n, COMMAND_WORDS], on all threads that are free. One caller at a time.
 
-        Returns when every tile has run: each command ends in a barrier of all threads, so no thread still reads the
-        commands, and none misses the next hand-off.
+        Returns when every tile has run. A thread that wakes later finds the counters complete, or of another epoch, and
+        touches nothing else.
         """
-        job = self._job
         if not self.close.alive:
             raise RuntimeError("the CPU device is closed")
-        job.commands, job.count = commands, count
-        try:
-            for lock in job.wake:
-                lock.release()
-        finally:
-            self._run(commands, count, self._barrier_at, 0)
+        self._epoch = self._epoch % EPOCHS + 1
+        commands[:, COUNTERS] = self._epoch << 32
+        for work in self._work:
+            work.put((commands, self._epoch))
+        self._run(commands.ctypes.data, len(commands), self.threads, self._epoch)

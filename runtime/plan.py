@@ -17,7 +17,10 @@ from moeloom.runtime.errors import ArtifactError
 from moeloom.runtime.program import Aten, Launch, Program, Shaped, evaluate
 
 ALIGNMENT = 64  # bytes: slots start on a cache line
-COMMAND_WORDS = 4  # kernel, args, tiles, next
+COMMAND_WORDS = 5  # kernel, args, tiles, next, finished
+SMALL_BYTES = 1 << 20
+"""ATen operators that read less run on one thread. After a parallel one, torch's threads spin for milliseconds on the
+cores that the next kernels need: a router of 0.2 MB cost 3 ms that way."""
 SIZES = ("aten.size.int", "aten.sym_size.int")
 COPIES = ("aten.to.dtype", "aten._to_copy.default", "aten.clone.default", "aten.contiguous.default")
 Live = dict[int, Any]
@@ -28,7 +31,7 @@ class Device(Protocol):
 
     def kernel(self, name: str) -> int: ...
 
-    def run(self, commands: int, count: int) -> None: ...
+    def run(self, commands: np.ndarray) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -82,21 +85,20 @@ class Segment:
         self._commands = np.zeros((len(self.launches), COMMAND_WORDS), np.int64)
         for command, launch, start in zip(self._commands, self.launches, self._starts, strict=True):
             command[:3] = (self._device.kernel(launch.kernel), args_at + 8 * start, evaluate(launch.tiles, self._m))
-        self._commands_at = self._commands.ctypes.data
         self._names = {self._device.kernel(launch.kernel): launch.kernel for launch in self.launches}
 
     def run(self, live: Live) -> None:
         self._patch(live)
-        self._device.run(self._commands_at, len(self.launches))
+        self._device.run(self._commands)
 
     def trace(self, live: Live, ran: list[Ran]) -> None:
         """As `run`, one command at a time; notes each after it ran."""
         self._patch(live)
         for number, launch in enumerate(self.launches):
             start = time.perf_counter()
-            self._device.run(self._commands_at + 8 * COMMAND_WORDS * number, 1)
+            self._device.run(self._commands[number : number + 1])
             seconds = time.perf_counter() - start
-            address, _, tiles, _ = self._commands[number].tolist()
+            address, _, tiles, *_ = self._commands[number].tolist()
             ran.append(Ran(self._names[address], launch.op, tiles, seconds))
 
     def _patch(self, live: Live) -> None:
@@ -115,17 +117,28 @@ def _dense(tensor: Tensor, strided: bool) -> bool:
 class AtenCall:
     """One ATen operator; its results are written into planned tensors, by its `out` form where there is one."""
 
-    def __init__(self, step: Aten, op: Any, given: list, planned: frozenset[int]):
+    def __init__(self, step: Aten, op: Any, given: list, planned: frozenset[int], small: bool):
         about = op._schema.arguments[: len(given)]
         self.args = [arg for arg, a in zip(given, about, strict=True) if not a.kwarg_only]
         self.kwargs = {a.name: arg for arg, a in zip(given, about, strict=True) if a.kwarg_only}
         self.results = step.results
-        self._op, self._planned = op, planned
+        self._op, self._planned, self._small = op, planned, small
         alone = len(step.results) == 1 and step.results[0] in planned
         self._copies = alone and step.op in COPIES
         self._out: Any = _out_overload(op) if alone and not self._copies else None
 
     def run(self, live: Live, fixed: Mapping[int, Any]) -> None:
+        threads = torch.get_num_threads()
+        if not self._small or threads == 1:
+            self._execute(live, fixed)
+            return
+        torch.set_num_threads(1)
+        try:
+            self._execute(live, fixed)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _execute(self, live: Live, fixed: Mapping[int, Any]) -> None:
         args = [_fill(arg, live) for arg in self.args]
         kwargs = {name: _fill(arg, live) for name, arg in self.kwargs.items()}
         if self._out is not None or self._copies:
@@ -252,7 +265,7 @@ class Plan:
         given = [self._arg(arg) for arg in step.args]
         planned = frozenset(r for r in step.results if r in self._fixed or r in self._written)
         references = set(_references(given))
-        call = AtenCall(step, op, given, planned)
+        call = AtenCall(step, op, given, planned, self._bytes(step.args) < SMALL_BYTES)
         if not references and not planned:
             tensors = [arg for arg in given if _has_tensor(arg)]
             results = _as_tuple(op(*call.args, **call.kwargs)) if _aliases(op) or not tensors else ()
@@ -265,6 +278,19 @@ class Plan:
             self._at_call |= set(step.results)
             return
         self._items.append(call)
+
+    def _bytes(self, args: Sequence[Mapping[str, Any]]) -> int:
+        """Bytes of the tensors among the arguments of an ATen step."""
+        total = 0
+        for arg in args:
+            total += self._bytes(arg.get("list", ()))
+            value = arg.get("value")
+            if isinstance(self._fixed.get(value), Tensor):
+                total += self._fixed[value].nbytes
+            elif value in self._shaped:
+                shaped = self._shaped[value]
+                total += torch.Size(shaped.at(self.m)).numel() * shaped.storage.itemsize
+        return total
 
     def _arg(self, arg: Mapping[str, Any]) -> Any:
         if "value" in arg:

@@ -16,20 +16,22 @@ SWITCH = 4  # M up to which the first alternative runs
 SOURCE = """
 #include <stdint.h>
 #include <sched.h>
-typedef struct { void (*kernel)(void **, int64_t); void **args; int64_t tiles, next; } Command;
-typedef struct { int64_t threads, arrived, generation; } Barrier;
-void moeloom_run(Command *commands, int64_t count, Barrier *barrier, int64_t thread) {
+typedef struct { void (*kernel)(void **, int64_t); void **args; int64_t tiles, next, finished; } Command;
+void moeloom_run(Command *commands, int64_t count, int64_t threads, int64_t epoch) {
     for (int64_t i = 0; i < count; i++) {
         Command *c = &commands[i];
-        for (int64_t t; (t = __atomic_fetch_add(&c->next, 1, __ATOMIC_RELAXED)) < c->tiles;) c->kernel(c->args, t);
-        int64_t now = __atomic_load_n(&barrier->generation, __ATOMIC_ACQUIRE);
-        if (__atomic_fetch_add(&barrier->arrived, 1, __ATOMIC_ACQ_REL) == barrier->threads - 1) {
-            c->next = 0;
-            barrier->arrived = 0;
-            __atomic_store_n(&barrier->generation, now + 1, __ATOMIC_RELEASE);
-        } else
-            for (int spin = 0; __atomic_load_n(&barrier->generation, __ATOMIC_ACQUIRE) == now; spin++)
-                if (spin > 4096) sched_yield();
+        for (;;) {
+            int64_t seen = __atomic_load_n(&c->next, __ATOMIC_ACQUIRE), tile = seen & 0xffffffff;
+            if (seen >> 32 != epoch) return;
+            if (tile >= c->tiles) break;
+            if (!__atomic_compare_exchange_n(&c->next, &seen, seen + 1, 0, __ATOMIC_ACQ_REL, 0)) continue;
+            c->kernel(c->args, tile);
+            __atomic_fetch_add(&c->finished, 1, __ATOMIC_ACQ_REL);
+        }
+        for (int64_t state; (state = __atomic_load_n(&c->finished, __ATOMIC_ACQUIRE)), state >> 32 == epoch;) {
+            if ((state & 0xffffffff) >= c->tiles) break;
+            sched_yield();
+        }
     }
 }
 enum { WIDTH = 8 };

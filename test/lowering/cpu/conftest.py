@@ -56,9 +56,8 @@ class Kernels:
         library, kernel = self._loaded[key(template, params)]
         slots = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in args]
         slots = (ctypes.c_int64 * len(slots))(*slots)
-        command = (ctypes.c_int64 * 4)(kernel, ctypes.addressof(slots), tiles, 0)
-        barrier = (ctypes.c_int64 * 3)(1, 0, 0)
-        library.moeloom_run(ctypes.byref(command), ctypes.c_int64(1), ctypes.byref(barrier), ctypes.c_int64(0))
+        command = (ctypes.c_int64 * 5)(kernel, ctypes.addressof(slots), tiles, 0, 0)
+        library.moeloom_run(ctypes.byref(command), *map(ctypes.c_int64, (1, 1, 0)))
         for memory in self._guarded:
             assert bool((memory[:GUARD] == 0xFF).all()), f"{template} writes before a result"
             assert bool((memory[-GUARD:] == 0xFF).all()), f"{template} writes behind a result"
