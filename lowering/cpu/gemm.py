@@ -68,10 +68,10 @@ class Product:
             matrix = self.matrix if tokens >= TOKENS else None
             # AMX takes as many rows as there are; vector code has a fixed number.
             pitch = rows if matrix else const(tokens, index())
-            self._stage(block, first, rows, pitch)
+            staged = self._staged(block, first, rows, pitch, tokens)
             if matrix:
                 matrix.configure(rows)
-            body(first, rows, lambda tile, place: self._multiply(block, tile, place, tokens, pitch, matrix))
+            body(first, rows, lambda tile, place: self._multiply(block, staged, tile, place, tokens, pitch, matrix))
             if matrix:
                 matrix.release()
 
@@ -85,6 +85,13 @@ class Product:
         weight = self.weight
         assert weight.bias is not None
         return weight.bias.load((block.expert * weight.tiles + tile) * ROWS + first, lanes)
+
+    def _staged(self, block: Block, first: Val, rows: Val, pitch: Val, tokens: int) -> Buffer:
+        """The rows of a token tile, staged; a lone row of bf16 pairs already lies as it should."""
+        if tokens == 1 and self.how.columns == 2:
+            return Buffer.at(self.x.pointer(self.source(block, first) * self.stride).v, i32())
+        self._stage(block, first, rows, pitch)
+        return self.staged
 
     def _stage(self, block: Block, first: Val, rows: Val, pitch: Val) -> None:
         """Rows first .. first+pitch of the block as [groups][pitch][GROUP]; beyond `rows` the last one repeats."""
@@ -108,16 +115,23 @@ class Product:
         loop(0, pitch, 1, [], stage_row)
 
     def _multiply(
-        self, block: Block, tile: Val, place: int | Val, tokens: int, pitch: Val, matrix: Matrix | None
+        self,
+        block: Block,
+        staged: Buffer,
+        tile: Val,
+        place: int | Val,
+        tokens: int,
+        pitch: Val,
+        matrix: Matrix | None,
     ) -> None:
         how, weight = self.how, self.weight
         number = (block.expert * weight.tiles + tile) * weight.groups
         row = place * how.token_tiles[-1]
 
         def by_vectors(count: int, first: Val | int) -> None:
-            multiply(how, weight, number, self.staged, self.sums, (pitch, first, count), row + first)
+            multiply(how, weight, number, staged, self.sums, (pitch, first, count), row + first)
 
         if not (matrix and isinstance(how, Amx)):
             return by_vectors(tokens, 0)
-        extreme = matrix.multiply(how, weight, number, self.staged, tokens, pitch, self.sums, row)
+        extreme = matrix.multiply(how, weight, number, staged, tokens, pitch, self.sums, row)
         when(extreme, lambda: loop(0, pitch, _FALLBACK_TOKENS, [], lambda first: by_vectors(_FALLBACK_TOKENS, first)))
