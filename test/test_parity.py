@@ -146,7 +146,7 @@ def test_fused_equals_split_byte_for_byte(moe_model, tmp_path: Path) -> None:
     for fusion in ("fused", "split", "auto"):
         (tmp_path / fusion).mkdir()
         exes.append(compiled(model, tmp_path / fusion, fusion=fusion)[1])
-    for tokens in (1, 3, 16, 64, 511, 512, 513, 2047, 2048, 2049):
+    for tokens in (1, 2, 3, 16, 64, 511, 512, 513, 4095, 4096, 4097):
         x = torch.randn(tokens, 96).bfloat16()
         fused, split, auto = (exe[name](x) for exe in exes)
         assert torch.equal(fused, split)
