@@ -121,7 +121,7 @@ class Cpu:
         self._run.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
         self._run.restype = None
         self._epoch = 0
-        self._work = [queue.SimpleQueue() for _ in range(1, self.threads)]
+        self._work: list[Work] = [queue.SimpleQueue() for _ in range(1, self.threads)]
         self._workers = [
             threading.Thread(target=_work, args=(work, self._run, self.threads), name=f"moeloom-{number}", daemon=True)
             for number, work in enumerate(self._work, 1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 from torch import Tensor
 
 from moeloom.runtime.plan import Live, Plan, Ran
@@ -24,7 +25,7 @@ class Null:
             self._names.append(name)
         return self._names.index(name) + 1
 
-    def run(self, commands: int, count: int) -> None:
+    def run(self, commands: np.ndarray) -> None:
         """Nothing."""
 
     def execute(self, plan: Plan, live: Live, outputs: Sequence[Tensor], ran: list[Ran] | None) -> None:

@@ -284,9 +284,10 @@ class Plan:
         total = 0
         for arg in args:
             total += self._bytes(arg.get("list", ()))
-            value = arg.get("value")
-            if isinstance(self._fixed.get(value), Tensor):
-                total += self._fixed[value].nbytes
+            value = arg.get("value", -1)
+            fixed = self._fixed.get(value)
+            if isinstance(fixed, Tensor):
+                total += fixed.nbytes
             elif value in self._shaped:
                 shaped = self._shaped[value]
                 total += torch.Size(shaped.at(self.m)).numel() * shaped.storage.itemsize
