@@ -258,9 +258,11 @@ def experts(
     x: bf16/f16 [M, H], or (codes, scales) as `quantise` makes them. gate_up [E, 2I, H] and down [E, H, I] (with
     `weight_order` "kn": [E, H, 2I] and [E, I, H]), dense or (codes u8 [E, N, K/2], scales u8 [E, N, K/32]). `order`
     says how gate_up's rows lie: interleaved or concatenated. `activations` "mxfp4" quantises x and the activation
-    result by `scale_mode`; "bf16" uses them as they are. The activation result is rounded to bf16.
+    result by `scale_mode`; "bf16" uses them as they are. The activation result is rounded to bf16; only with f32 `x`,
+    which the contract and its kernels do not know, does it stay f32: the plain formula, to compare other code with.
     """
     quantised = activations == "mxfp4"
+    inner = torch.float32 if isinstance(x, Tensor) and x.dtype is torch.float32 else torch.bfloat16
     if not isinstance(x, tuple) and quantised:
         x = quantise(x, scale_mode)
     tokens = dequantise(*x) if isinstance(x, tuple) else x.double()
@@ -274,7 +276,7 @@ def experts(
         hidden = hidden * share if routing_weight_stage == 1 else hidden
         hidden = hidden + gate_up_bias[e].double() if gate_up_bias is not None else hidden
         gate, up = (hidden[:, 0::2], hidden[:, 1::2]) if order == "interleaved" else hidden.chunk(2, -1)
-        h = activate(gate, up, activation, alpha, limit).bfloat16()
+        h = activate(gate, up, activation, alpha, limit).to(inner)
         y = (dequantise(*quantise(h, scale_mode)) if quantised else h.double()) @ _expert(down, e, weight_order)
         y = y + down_bias[e].double() if down_bias is not None else y
         out.index_add_(0, token, y * share if routing_weight_stage == 2 else y)
