@@ -1,6 +1,7 @@
 """What several tests share: small MoE blocks and checkpoints of real models, and how far two results lie apart."""
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,10 @@ import transformers
 from torch import Tensor, nn
 
 import moeloom
+
+# Read when a kernel is defined, so before any of ours is imported: in tests Triton kernels run on the CPU, interpreted.
+# Compilation happens in worker processes, which do without.
+os.environ["TRITON_INTERPRET"] = "1"
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 HIDDEN, INTERMEDIATE, EXPERTS, TOPK = 96, 64, 8, 2

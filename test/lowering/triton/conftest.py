@@ -1,0 +1,33 @@
+"""Runs a Triton template on the CPU, by Triton's interpreter."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from moeloom.lowering.triton.templates import TEMPLATES
+
+
+@pytest.fixture
+def interpret() -> Callable[..., None]:
+    """interpret(template, params, operands, results, m, tiles): fills `results` in place.
+
+    A strided operand is passed as (tensor, row stride); docs/program.md lists operands, results and tiles.
+    """
+
+    def run(
+        template: str,
+        params: Mapping[str, Any],
+        operands: Sequence[Tensor | tuple[Tensor, int]],
+        results: Sequence[Tensor],
+        m: int,
+        tiles: int,
+    ) -> None:
+        kernel = TEMPLATES[template]
+        given = [part for operand in operands for part in (operand if isinstance(operand, tuple) else (operand,))]
+        named = [name for name, _ in kernel.arguments(params)]
+        arguments = dict(zip(named, [*given, *results], strict=True))
+        kernel.function[(tiles, 1, 1)](**arguments, M=m, TARGET="", **kernel.constants(params))
+
+    return run
