@@ -17,9 +17,9 @@ from moeloom import dialects
 from moeloom.checkpoint import WeightSource
 from moeloom.lowering import emit
 from moeloom.lowering.cpu.build import write_libraries
-from moeloom.lowering.cpu.objects import default_folder
 from moeloom.lowering.pipeline import Options, phases
 from moeloom.lowering.targets import target
+from moeloom.lowering.workers import default_folder
 from moeloom.passes import pipeline
 from moeloom.passes.report import Record, Report
 from moeloom.runtime import pack

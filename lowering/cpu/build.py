@@ -6,8 +6,10 @@ import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from moeloom.lowering.workers import CompileError, make
+
 from . import objects
-from .compile import CompileError, link
+from .compile import link
 from .templates import TEMPLATES
 from .tiers import BEST_FIRST
 
@@ -23,7 +25,7 @@ def write_libraries(
     if unknown:
         raise CompileError(f"target cpu has no kernel template {', '.join(unknown)}")
     wanted = [objects.jobs(kernels, tier.name) for tier in BEST_FIRST]
-    made = iter(objects.make([job for tier in wanted for job in tier], cache, progress))
+    made = iter(make(objects.__name__, [job for tier in wanted for job in tier], cache, progress))
     libraries = []
     for tier, parts in zip(BEST_FIRST, wanted, strict=True):
         path = folder / f"cpu-{tier.name}.so"

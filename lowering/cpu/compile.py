@@ -11,6 +11,8 @@ from torch_mlir import ir
 from torch_mlir.execution_engine import ExecutionEngine
 from torch_mlir.passmanager import PassManager
 
+from moeloom.lowering.workers import CompileError
+
 from . import command_processor
 from .tiers import Tier
 
@@ -36,10 +38,6 @@ PIPELINE = [
     "canonicalize",
     "cse",
 ]
-
-
-class CompileError(Exception):
-    """The native toolchain is missing or refused the code."""
 
 
 Builder = Callable[[str, Mapping, Tier], None]

@@ -16,7 +16,7 @@ USER_ERRORS = {
     "moeloom.compiler": ("CompileRefused",),
     "moeloom.checkpoint": ("ModelError",),
     "moeloom.lowering.targets": ("UnknownTargetError",),
-    "moeloom.lowering.cpu.compile": ("CompileError",),
+    "moeloom.lowering.workers": ("CompileError",),
     "moeloom.passes.base": ("OptionError", "PassError"),
     "moeloom.passes.pipeline": ("PipelineError",),
     "moeloom.runtime.errors": ("ArtifactError", "LaunchError"),

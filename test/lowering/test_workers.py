@@ -1,0 +1,106 @@
+"""The worker pool with a worker of its own: what it makes is kept, and every way to fail is one line and no file."""
+
+import os
+
+import pytest
+
+from moeloom.lowering.workers import CompileError, Job, content_key, make
+
+WORKER = """
+import ctypes, os, sys, time
+from moeloom.lowering.workers import CompileError, serve
+
+def compile(work, path):
+    do = work["do"]
+    if do == "folder":
+        path.mkdir()
+        (path / "code").write_text(work["text"])
+    elif do == "file":
+        print("compilers chat on stdout")
+        print("and warn on stderr", file=sys.stderr)
+        path.write_text(work["text"] + os.environ.get("CHOSEN", ""))
+    elif do == "refuse":
+        raise CompileError("it asks for 3 warps")
+    elif do == "raise":
+        raise ValueError("first line\\nptxas x.ptx, line 3; error : no such thing\\nlast line")
+    elif do == "say error":
+        path.write_text("broken")
+        ctypes.CDLL(None).perror(b"<inline asm>:1:2: error: invalid operand")
+    elif do == "abort":
+        path.write_text("half")
+        print("LLVM ERROR: Cannot select\\nStack dump:\\n0. main", file=sys.stderr, flush=True)
+        os.abort()
+    elif do == "exit":
+        os._exit(3)
+    # "nothing" makes nothing
+
+serve(compile)
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """The worker above, importable."""
+    (tmp_path / "sources").mkdir()
+    (tmp_path / "sources" / "worker_of_test.py").write_text(WORKER)
+    monkeypatch.syspath_prepend(tmp_path / "sources")
+    return "worker_of_test"
+
+
+def job(do, text="x", **more):
+    work = {"do": do, "text": text}
+    return Job(f"kernel {text}", work, content_key(work, "compiler 1"), **more)
+
+
+def quiet(done, total):
+    pass
+
+
+def test_makes_every_job_once_and_keeps_it(module, tmp_path):
+    jobs = [job("file", "a"), job("folder", "b", costly=True), job("file", "c"), job("file", "a")]
+    seen = []
+    paths = make(module, jobs, tmp_path / "kept", lambda done, total: seen.append((done, total)))
+    assert [path.read_text() for path in (paths[0], paths[1] / "code", paths[2])] == ["a", "b", "c"]
+    assert paths[3] == paths[0]
+    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert sorted((tmp_path / "kept").iterdir()) == sorted(set(paths))
+    # The second time no worker starts: there is no such module.
+    seen.clear()
+    assert make("no_such_module", jobs, tmp_path / "kept", lambda *counts: seen.append(counts)) == paths
+    assert seen == [(3, 3)]
+
+
+def test_gives_workers_the_environment_asked_for(module, tmp_path):
+    [path] = make(module, [job("file")], tmp_path, quiet, {**os.environ, "CHOSEN": "!"})
+    assert path.read_text() == "x!"
+
+
+@pytest.mark.parametrize(
+    ("do", "problem"),
+    [
+        ("refuse", "it asks for 3 warps"),
+        ("raise", "ValueError: ptxas x.ptx, line 3; error : no such thing"),
+        ("say error", "<inline asm>:1:2: error: invalid operand: Success"),
+        ("abort", "LLVM ERROR: Cannot select"),
+        ("exit", "the compiler ended with 3"),
+        ("nothing", "the compiler wrote nothing"),
+    ],
+)
+def test_failure_is_one_line_and_leaves_no_file(module, tmp_path, do, problem):
+    with pytest.raises(CompileError) as error:
+        make(module, [job(do, "bad_0")], tmp_path / "kept", quiet)
+    assert str(error.value) == f"compiling kernel bad_0 failed: {problem}"
+    assert list((tmp_path / "kept").iterdir()) == []
+
+
+def test_failure_stops_the_jobs_behind_it(module, tmp_path):
+    jobs = [job("refuse", costly=True), *(job("file", str(number)) for number in range(40))]
+    with pytest.raises(CompileError):
+        make(module, jobs, tmp_path / "kept", quiet)
+    assert len(list((tmp_path / "kept").iterdir())) < 40
+
+
+def test_key_follows_the_work_and_the_compiler():
+    keys = {content_key({"a": 1}, "1"), content_key({"a": 2}, "1"), content_key({"a": 1}, "2")}
+    assert len(keys) == 3
+    assert content_key({"a": 1, "b": 2}, "1") == content_key({"b": 2, "a": 1}, "1")
