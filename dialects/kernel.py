@@ -10,11 +10,12 @@ from typing import Any
 from torch_mlir import ir
 from torch_mlir.dialects import ext
 
-from moeloom.dialects.rules import checked, require
+from moeloom.dialects.rules import checked, one_of, require
 
 # How many operands (M included) and results an op of this dialect may have. IRDL binds a variadic operand to one type
 # for all its values, so values of different types need a slot each: optional operands, counted by the segment sizes.
 OPERANDS, RESULTS = 14, 4
+CHOICES = ("fusion", "sort", "tokens")
 
 
 def segments(used: int, slots: int) -> ir.DenseI32ArrayAttr:
@@ -36,6 +37,16 @@ def create(
     if name != "kernel.yield":
         sized["resultSegmentSizes"] = segments(len(results), RESULTS)
     return ir.Operation.create(name, results=results, operands=operands, attributes=sized, regions=regions)
+
+
+def alternatives(m: ir.Value, choice: str, limit: int, reason: str, results: Sequence[ir.Type]) -> ir.Operation:
+    """A kernel.alternatives at the insertion point whose two regions are still empty."""
+    attributes: dict[str, ir.Attribute] = {
+        "choice": ir.StringAttr.get(choice),
+        "max_m": ir.IntegerAttr.get(ir.IntegerType.get_signless(64), limit),
+        "reason": ir.StringAttr.get(reason),
+    }
+    return create("kernel.alternatives", [m], results, attributes, regions=2)
 
 
 class Kernel(ext.Dialect, name="kernel"):
@@ -109,20 +120,24 @@ class AlternativesOp(Kernel.Operation, name="alternatives"):
     """`first` where M <= max_m, else `second`: two ways to the same values, chosen by M alone.
 
         %q, %s = "kernel.alternatives"(%m) ({ ...fused...; "kernel.yield"(%a, %b) : ... }, { ...split... })
-                 {max_m = 512 : i64, reason = "..."} : (index) -> (...)
+                 {choice = "fusion", max_m = 512 : i64, reason = "..."} : (index) -> (...)
 
-    Each region is one block that ends in a kernel.yield of the results' types.
+    `choice` says what is chosen: "fusion" (the fused quantiser or the split pair), "sort" (a token sort of one launch
+    or of several) or "tokens" (a plan for few or for many tokens). Each region is one block that ends in a kernel.yield
+    of the results' types.
     """
 
     m: ext.Operand[ir.IndexType]
     __annotations__ |= {f"result{i}": ext.Result[Any] | None for i in range(RESULTS)}
     first: ext.Region
     second: ext.Region
+    choice: ir.StringAttr
     max_m: ir.IntegerAttr
     reason: ir.StringAttr
 
     @checked
     def verify_region_invariants(self) -> None:
+        one_of(self, "choice", *CHOICES)
         require(self.max_m.value >= 0, f"max_m is {self.max_m.value}; it must be a number of tokens")
         wanted = listed(self.results)
         for name, region in (("first", self.first), ("second", self.second)):

@@ -180,7 +180,7 @@ class _Program:
             for value, result in zip(yielded, op.results, strict=True):
                 self.ids[value] = self.ids[result]
             branches.append(list(self.steps(block)))
-        guard = {"max_m": op.attributes["max_m"].value, "reason": op.attributes["reason"].value}
+        guard = {name: op.attributes[name].value for name in ("choice", "max_m", "reason")}
         return {"alternatives": guard, "first": branches[0], "second": branches[1]}
 
     def literal(self, op: ir.Operation) -> dict:

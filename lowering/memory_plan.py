@@ -9,12 +9,13 @@ def plan(steps: list[dict], values: Mapping[int, dict], kept: set[int], bytes_of
     `values` maps value ids to {"dtype", "shape"} and, for views, {"view_of": id}. `kept` are outputs, which have memory
     of their own. `bytes_of` estimates a value at a typical M: a value takes the free slot nearest to its size.
     """
-    last = _last_uses(steps, values)
+    straight = list(_straight(steps))
+    last = _last_uses(straight, values)
     slots: list[tuple[int, int]] = []  # bytes, and the step after which the slot is free
-    for number, step in enumerate(steps):
-        for value in _written(step):
+    for number, step in enumerate(straight):
+        for value in step["results"]:
             entry = values.get(value)
-            if entry is None or value in kept:
+            if entry is None or value in kept or "slot" in entry:
                 continue
             if "view_of" in entry:
                 entry["slot"] = None
@@ -31,40 +32,29 @@ def plan(steps: list[dict], values: Mapping[int, dict], kept: set[int], bytes_of
     return len(slots)
 
 
-def _last_uses(steps: list[dict], values: Mapping[int, dict]) -> dict[int, int]:
+def _straight(steps: list[dict]) -> Iterator[dict]:
+    """The steps as if both branches of every alternative ran, one after the other.
+
+    Only one of them runs, so what the first leaves dead the second may overwrite; what both make lives from the first
+    on.
+    """
+    for step in steps:
+        if "alternatives" in step:
+            yield from _straight([*step["first"], *step["second"]])
+        else:
+            yield step
+
+
+def _last_uses(straight: list[dict], values: Mapping[int, dict]) -> dict[int, int]:
     """The last step that touches each value; a view keeps what it views alive."""
     last: dict[int, int] = {}
-    for number, step in enumerate(steps):
-        for value in (*_read(step), *_written(step)):
+    for number, step in enumerate(straight):
+        for value in (*step.get("operands", ()), *_argument_values(step.get("args", ())), *step["results"]):
             root: int | None = value
             while root is not None:
                 last[root] = number
                 root = values.get(root, {}).get("view_of")
     return last
-
-
-def _inner(step: dict) -> Iterator[dict]:
-    """A step and, for alternatives, every step of both: their values live as long as the whole."""
-    if "alternatives" not in step:
-        yield step
-        return
-    for inner in (*step["first"], *step["second"]):
-        yield from _inner(inner)
-
-
-def _written(step: dict) -> Iterator[int]:
-    seen: set[int] = set()
-    for inner in _inner(step):
-        for value in inner["results"]:
-            if value not in seen:
-                seen.add(value)
-                yield value
-
-
-def _read(step: dict) -> Iterator[int]:
-    for inner in _inner(step):
-        yield from inner.get("operands", ())
-        yield from _argument_values(inner.get("args", ()))
 
 
 def _argument_values(arguments) -> Iterator[int]:

@@ -1,6 +1,7 @@
 """Packed weight types and the recipes that make them (docs/program.md, "Packed weights")."""
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from torch_mlir import ir
 
@@ -8,9 +9,15 @@ ROWS, GROUP = 16, 32
 """Rows of a weight tile and columns of a scale group: the layout is named n16k32 after them."""
 
 
-def packed_type(kind: str, dims: Sequence[int]) -> ir.RankedTensorType:
+Layout = Literal["n16k32", "row_major"]
+
+
+def packed_type(layout: Layout, kind: str, dims: Sequence[int]) -> ir.RankedTensorType:
     """The packed form of a payload [E, N, K], its scales [E, N, K/32] or a bias [E, N]."""
     byte = ir.IntegerType.get_signless(8)
+    if layout == "row_major" and kind != "bias":
+        *rows, columns = dims
+        return ir.RankedTensorType.get([*rows, columns // 2 if kind == "payload" else columns], byte)
     if kind == "payload":
         experts, rows, columns = dims
         return ir.RankedTensorType.get([experts, rows // ROWS, columns // GROUP, 4, ROWS, 4], byte)
@@ -20,7 +27,7 @@ def packed_type(kind: str, dims: Sequence[int]) -> ir.RankedTensorType:
     return ir.RankedTensorType.get(list(dims), ir.F32Type.get())
 
 
-def recipe(kind: str, rows: str, attrs: Mapping[str, ir.Attribute]) -> ir.DictAttr:
+def recipe(layout: Layout, kind: str, rows: str, attrs: Mapping[str, ir.Attribute]) -> ir.DictAttr:
     """The recipe of a weight argument from its attributes, as moe-quantize-weights and the import left them."""
 
     def attribute(name: str, default: str) -> ir.Attribute:
@@ -28,6 +35,7 @@ def recipe(kind: str, rows: str, attrs: Mapping[str, ir.Attribute]) -> ir.DictAt
 
     return ir.DictAttr.get(
         {
+            "layout": ir.StringAttr.get(layout),
             "kind": ir.StringAttr.get(kind),
             "sources": ir.ArrayAttr.get([attrs["moe.weight"]]),
             "rows": ir.StringAttr.get(rows),

@@ -1,7 +1,7 @@
 """The pipeline of a target, as one readable list."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from moeloom.lowering.lower_to_kernels import LowerToKernels
 from moeloom.lowering.targets import Target
@@ -23,14 +23,26 @@ class Options:
     quantize_weights: Literal["", "mxfp4"] = ""
 
 
+def _prefill(options: Options, target: Target) -> dict[str, Any]:
+    """The options of moe-plan-experts for more tokens than decode has, where the target plans them otherwise."""
+    if target.prefill is None:
+        return {}
+    return {
+        "decode_tokens": target.decode_tokens,
+        "prefill_block": target.prefill.block,
+        "prefill_stages": options.stages or target.prefill.stages,
+    }
+
+
 def phases(options: Options, target: Target) -> list[tuple[str, list[Step]]]:
     """Named phases, each a list of passes: ours as objects, upstream's by name."""
     quantize = [QuantizeWeights(scale_mode=options.scale_mode)] if options.quantize_weights else []
     plan = PlanExperts(
-        stages=options.stages or target.stages,
+        stages=options.stages or target.decode.stages,
         activations=options.activations,
         scale_mode=options.scale_mode,
-        block=target.sort_block,
+        block=target.decode.block,
+        **_prefill(options, target),
     )
     return [
         ("raise", [RaiseTorch(), "canonicalize"]),

@@ -57,6 +57,16 @@ def live_blocks(topk: int, experts: int, block: int) -> list[ir.AffineExpr]:
     return [rows, floordiv(rows + (-experts), block) + experts]
 
 
+def multiple_of_tokens(expr: Expr) -> int | None:
+    """F where the expression is F*M, else None."""
+    if isinstance(expr, ir.AffineDimExpr):
+        return 1
+    if isinstance(expr, ir.AffineMulExpr) and isinstance(expr.rhs, ir.AffineConstantExpr):
+        inner = multiple_of_tokens(expr.lhs)
+        return None if inner is None else inner * expr.rhs.value
+    return None
+
+
 def to_json(expr: ir.AffineExpr) -> int | str | list:
     """An affine expression as docs/program.md writes it."""
     if isinstance(expr, ir.AffineConstantExpr):

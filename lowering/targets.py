@@ -1,9 +1,16 @@
 """What each target is: sizes, thresholds and switches. Numbers are measured (the command stands beside each)."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-TargetName = Literal["cpu"]
+from moeloom.lowering.packing import Layout
+from moeloom.lowering.triton import tiles
+from moeloom.lowering.triton.architecture import ARCHITECTURES, Architecture
+from moeloom.lowering.triton.tiles import Tile
+
+TargetName = Literal["cpu", "gfx950", "gfx942", "sm_90", "sm_80", "sm_100"]
+Block = Literal[16, 32, 64, 128]
 
 
 class UnknownTargetError(Exception):
@@ -11,28 +18,64 @@ class UnknownTargetError(Exception):
 
 
 @dataclass(frozen=True)
+class Plan:
+    """How experts are planned for a range of M: rows of a sort block (contract: BM), and what `--stages auto` means."""
+
+    block: Block
+    stages: Literal[1, 2] = 2
+
+
+@dataclass(frozen=True)
 class Target:
     """One row of the target table.
 
-    `sort_block` is the rows of a sort block (contract: BM). `fused_rows` holds, for stage 1 and 2, the most routed
-    rows (M*k) at which the fused quant + scale sort is not slower than the split pair. `stages` is what `--stages auto`
-    means.
+    `decode` plans up to `decode_tokens` tokens, `prefill` beyond; without `prefill`, `decode` plans every M.
+    `fused_rows` holds, for stage 1 and 2, the most routed rows (M*k) at which the fused quant + scale sort is not
+    slower than the split pair. `sort_tokens` is the largest M whose token sort is one launch. `tiles` lists sizes of the
+    Triton templates, the first that matches counts. `architecture` is None for the CPU.
     """
 
     name: TargetName
-    sort_block: Literal[16, 32, 64, 128]
     fused_rows: tuple[int, int]
-    stages: Literal[1, 2]
+    decode: Plan
+    prefill: Plan | None = None
+    decode_tokens: int = 0
+    sort_tokens: int = 0
+    weight_layout: Layout = "n16k32"
+    architecture: Architecture | None = None
+    tiles: Sequence[Tile] = ()
 
     def fused_tokens(self, stage: int, topk: int) -> int:
         """The largest M that takes the fused kernel. With k = 1, stage 1 quantises nothing twice, as stage 2."""
         return self.fused_rows[1 if topk == 1 else stage - 1] // topk
 
+    def tile(self, template: str, **facts: int | bool) -> Mapping[str, int]:
+        """The tile sizes of `template` where `facts` hold of the kernel."""
+        return next(tile.params for tile in self.tiles if tile.fits(template, facts))
+
+
+def _gpu(name: TargetName, table: Sequence[Tile]) -> Target:
+    """A GPU target. The thresholds are the contract's reference switch (section 4) until a GPU is measured."""
+    return Target(
+        name,
+        fused_rows=(2048, 8192),
+        decode=Plan(block=32),
+        sort_tokens=256,
+        weight_layout="row_major",
+        architecture=ARCHITECTURES[name],
+        tiles=table,
+    )
+
 
 TARGETS: dict[str, Target] = {
     # `python benchmarks/quant_sort.py`, H = 2880, 2 threads of a Sapphire Rapids: stage 1 with k = 4 is even at M = 1,
     # 1.1 to 2.8 times the split pair above (a token is quantised k times); stage 2 takes 0.74 to 0.99 up to 16384.
-    "cpu": Target("cpu", sort_block=32, fused_rows=(4, 16384), stages=2),
+    "cpu": Target("cpu", fused_rows=(4, 16384), decode=Plan(block=32)),
+    "gfx950": _gpu("gfx950", tiles.GFX950),
+    "gfx942": _gpu("gfx942", tiles.GFX942),
+    "sm_90": _gpu("sm_90", tiles.SM_90),
+    "sm_80": _gpu("sm_80", tiles.SM_90),
+    "sm_100": _gpu("sm_100", tiles.SM_90),
 }
 
 

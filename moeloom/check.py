@@ -78,7 +78,7 @@ def experts_of(executable: Executable, name: str) -> int | None:
 
 
 def forced(executable: Executable, which: Literal["first", "second"]) -> Executable:
-    """The same artifact, always taking the first (second) of two alternatives, whatever M."""
+    """The same artifact, always taking the fused quantiser ("first") or the split pair ("second"), whatever M."""
     target = executable.manifest.targets[TARGET]
     programs = {name: replace(p, steps=_forced(p.steps, which)) for name, p in target.programs.items()}
     weights = executable.manifest.map_weights(TARGET)
@@ -88,12 +88,22 @@ def forced(executable: Executable, which: Literal["first", "second"]) -> Executa
 def _forced(steps: Sequence[Step], which: str) -> tuple[Step, ...]:
     taken: list[Step] = []
     for step in steps:
-        taken += _forced(getattr(step, which), which) if isinstance(step, Alternatives) else (step,)
+        if not isinstance(step, Alternatives):
+            taken.append(step)
+        elif step.choice == "fusion":
+            taken += _forced(getattr(step, which), which)
+        else:
+            taken.append(replace(step, first=_forced(step.first, which), second=_forced(step.second, which)))
     return tuple(taken)
 
 
 def _has_alternatives(steps: Sequence[Step]) -> bool:
-    return any(isinstance(step, Alternatives) for step in steps)
+    """Whether the fused and the split quantiser both stand in the program."""
+    return any(
+        step.choice == "fusion" or _has_alternatives((*step.first, *step.second))
+        for step in steps
+        if isinstance(step, Alternatives)
+    )
 
 
 def _run(executable: Executable, name: str, inputs: Mapping[str, Tensor]) -> list[Tensor]:

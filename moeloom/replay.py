@@ -12,7 +12,7 @@ from torch import Tensor
 from moeloom.runtime import reference
 from moeloom.runtime.artifact import Manifest
 from moeloom.runtime.errors import ArtifactError
-from moeloom.runtime.pack import unpack_payload, unpack_scales
+from moeloom.runtime.pack import unpack_expert
 from moeloom.runtime.program import Aten, Launch, Program
 
 Params = Mapping[str, Any]
@@ -78,15 +78,11 @@ class Weight:
     """A packed weight operand; `Weight(...)[e]` is expert `e` with its rows in the checkpoint's order."""
 
     def __init__(self, packed: Tensor, recipe: Mapping[str, Any] | None):
-        recipe = recipe or {"kind": "as_is"}
-        self.packed, self.kind, self.rows = packed, recipe["kind"], recipe.get("rows", "plain")
+        self.recipe = recipe or {"kind": "as_is"}
+        self.packed, self.kind, self.rows = packed, self.recipe["kind"], self.recipe.get("rows", "plain")
 
     def __getitem__(self, e: int) -> Tensor:
-        if self.kind == "payload":
-            return unpack_payload(self.packed[e], self.rows)
-        if self.kind == "scales":
-            return unpack_scales(self.packed[e], self.rows)
-        return self.packed[e]
+        return unpack_expert(self.recipe, self.packed[e])
 
 
 def _weight(packed: Mapping[str, Tensor], name: str) -> Tensor:
@@ -220,7 +216,7 @@ def _gate_up(params: Params, operands: list[Any]) -> Tensor:
     for e, rows in _experts(params, sorted_ids, expert_ids, num_valid):
         product = _product(x[rows // topk], weight, scales, e)
         product = product if share is None else product * share[rows]
-        product = product if bias is None else product + _bias(bias, e).double()
+        product = product if bias is None else product + bias[e].double()
         gate, up = (product[:, 0::2], product[:, 1::2]) if weight.rows.endswith("interleaved") else product.chunk(2, -1)
         hidden = reference.activate(gate, up, params["activation"], params["alpha"], params["limit"])
         out[rows] = hidden.to(out.dtype)
@@ -233,17 +229,8 @@ def _down(params: Params, operands: list[Any]) -> Tensor:
     out = torch.zeros(x.shape[0], params["hidden"], dtype=torch.float64)
     for e, rows in _experts(params, sorted_ids, expert_ids, num_valid):
         product = _product(x[rows], weight, scales, e)
-        out[rows] = product if bias is None else product + _bias(bias, e).double()
+        out[rows] = product if bias is None else product + bias[e].double()
     return out if weights is None else out * _sorted_share(params, sorted_ids, num_valid, weights, out.shape[0])
-
-
-def _bias(bias: Weight, e: int) -> Tensor:
-    """Expert `e`'s bias in the checkpoint's row order."""
-    rows = bias.packed[e]
-    if bias.rows == "plain":
-        return rows
-    pairs = rows.view(-1, 2, 16)
-    return pairs.transpose(1, 2).flatten() if bias.rows.endswith("interleaved") else pairs.transpose(0, 1).flatten()
 
 
 def _weight_operands(params: Params, rest: list[Any]) -> tuple[Tensor | None, tuple[Weight, Weight], Weight | None]:

@@ -1,12 +1,14 @@
 """moe.experts -> sort_tokens, quant, sort_scales, gate_up, down, combine (contract, sections 2, 3, 5)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch_mlir import ir
+from torch_mlir.dialects import arith
+from torch_mlir.dialects import tensor as tensor_dialect
 from torch_mlir.rewrite import RewritePatternSet, walk_and_apply_patterns
 
-from moeloom.dialects import moe
+from moeloom.dialects import kernel, moe
 from moeloom.passes.base import Pass, PassError
 from moeloom.passes.builders import integer, tensor, word
 from moeloom.passes.report import Report
@@ -19,6 +21,8 @@ class PlanExperts(Pass, name="moe-plan-experts"):
     `stages` = 2 gives gate_up and down, 1 gives both in one op. `activations` = mxfp4 quantises what each product
     reads and sorts its scales; bf16 leaves bf16 or f16 values as they are. `block` is the rows of a sort block,
     `layout` that of sorted scales; `routing_weight_stage` = 1 applies the routing weight before the first bias.
+    With `decode_tokens` > 0 that plan holds up to so many tokens; beyond, `prefill_block` and `prefill_stages` do, and
+    both plans stand in the program as alternatives.
     """
 
     stages: Literal[1, 2] = 2
@@ -27,6 +31,9 @@ class PlanExperts(Pass, name="moe-plan-experts"):
     block: Literal[16, 32, 64, 128] = 32
     layout: Literal["tiled_32x8", "row_major"] = "tiled_32x8"
     routing_weight_stage: Literal[1, 2] = 2
+    decode_tokens: int = 0
+    prefill_block: Literal[16, 32, 64, 128] = 32
+    prefill_stages: Literal[1, 2] = 2
 
     def run(self, module: ir.Operation, report: Report) -> None:
         """Plan every moe.experts of `module`; PassError where the activations asked for do not fit the input."""
@@ -37,11 +44,24 @@ class PlanExperts(Pass, name="moe-plan-experts"):
                     experts, "x is pre-quantised (f4E2M1FN); plan it with activations=mxfp4, or pass bf16 or f16"
                 )
             with rewriter.ip, experts.location:
-                rewriter.replace_op(experts, [Plan(self, experts).build()])
+                rewriter.replace_op(experts, [self._planned(experts)])
 
         patterns = RewritePatternSet()
         patterns.add(moe.ExpertsOp, plan)
         walk_and_apply_patterns(module, patterns.freeze())
+
+    def _planned(self, experts: moe.ExpertsOp) -> ir.Value:
+        """One plan for every M, or one up to `decode_tokens` and another beyond."""
+        if not self.decode_tokens:
+            return Plan(self, experts).build()
+        prefill = replace(self, block=self.prefill_block, stages=self.prefill_stages)
+        tokens = tensor_dialect.dim(experts.ids, arith.constant(ir.IndexType.get(), 0))
+        why = f"sort blocks of {self.block} rows up to {self.decode_tokens} tokens, of {self.prefill_block} beyond"
+        guard = kernel.alternatives(tokens, "tokens", self.decode_tokens, why, [experts.out.type])
+        for region, options in zip(guard.regions, (self, prefill), strict=True):
+            with ir.InsertionPoint(region.blocks.append()):
+                kernel.create("kernel.yield", [Plan(options, experts).build()], [], {})
+        return guard.results[0]
 
 
 class Plan:

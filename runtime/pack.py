@@ -42,6 +42,8 @@ def packed_shape(recipe: Recipe, shapes: Sequence[tuple[int, ...]], experts: int
     else:
         rows = one[0]
         groups = one[1] if len(one) == 3 or recipe["kind"] == "scales" else one[1] * 2 // GROUP
+    if _row_major(recipe):
+        return (experts, rows, groups if recipe["kind"] == "scales" else groups * GROUP // 2)
     if rows % TILE_ROWS:
         raise ArtifactError(f"{recipe['sources']} has {rows} rows; the n16k32 layout takes multiples of {TILE_ROWS}")
     if recipe["kind"] == "scales":
@@ -103,16 +105,36 @@ def _pack_expert(recipe: Recipe, one: Tensor, kept_scales: list[Tensor] | None) 
     if kind == "as_is":
         return one
     if kind == "bias":
-        return _tiles(one.float(), rows).flatten()
+        return gate_rows_first(one.float(), rows) if _row_major(recipe) else _tiles(one.float(), rows).flatten()
     if mode != "none":
         codes, scales = quantise(one if recipe.get("order", "nk") == "nk" else one.T, mode)
         if kind == "payload" and kept_scales is not None:
-            kept_scales.append(pack_scales(scales, rows))
+            kept_scales.append(_pack_bytes(recipe, "scales", scales))
         one = codes if kind == "payload" else scales
     if one.dtype.itemsize != 1:
         raise ArtifactError(f"{recipe['sources']} is {one.dtype}; unquantised weights need --quantize-weights mxfp4")
-    one = one.view(torch.uint8).reshape(one.shape[0], -1)
+    return _pack_bytes(recipe, kind, one.view(torch.uint8).reshape(one.shape[0], -1))
+
+
+def _pack_bytes(recipe: Recipe, kind: str, one: Tensor) -> Tensor:
+    rows = recipe.get("rows", "plain")
+    if _row_major(recipe):
+        return gate_rows_first(one, rows)
     return pack_payload(one, rows) if kind == "payload" else pack_scales(one, rows)
+
+
+def _row_major(recipe: Recipe) -> bool:
+    return recipe.get("layout") == "row_major"
+
+
+def gate_rows_first(matrix: Tensor, rows: str) -> Tensor:
+    """[N, ...] with all gate rows, then all up rows (a new tensor where they were interleaved)."""
+    return torch.cat((matrix[0::2], matrix[1::2])) if rows == "gate_up_interleaved" else matrix
+
+
+def _rows_restored(matrix: Tensor, rows: str) -> Tensor:
+    """The inverse of `gate_rows_first`."""
+    return torch.stack(matrix.chunk(2), 1).flatten(0, 1) if rows == "gate_up_interleaved" else matrix
 
 
 def _tiles(matrix: Tensor, rows: str) -> Tensor:
@@ -171,17 +193,22 @@ def unpack_scales(packed: Tensor, rows: str) -> Tensor:
 
 def unpack(recipe: Recipe, packed: Tensor) -> Tensor:
     """`packed` in the checkpoint's row order: payload u8 [E, N, K/2], scales u8 [E, N, K/32], bias f32 [E, N]."""
+    return packed if recipe["kind"] == "as_is" else torch.stack([unpack_expert(recipe, one) for one in packed])
+
+
+def unpack_expert(recipe: Recipe, packed: Tensor) -> Tensor:
+    """One expert of a packed tensor, `packed[e]`, in the checkpoint's row order, as `unpack` gives it."""
     kind, rows = recipe["kind"], recipe.get("rows", "plain")
     if kind == "as_is":
         return packed
+    if _row_major(recipe):
+        return _rows_restored(packed, rows)
     if kind == "bias":
-        out = torch.empty_like(packed)
-        for target, one in zip(out, packed, strict=True):
-            tiles = _tiles(target, rows)
-            tiles.copy_(one.view(tiles.shape))
-        return out
-    inverse = unpack_payload if kind == "payload" else unpack_scales
-    return torch.stack([inverse(one, rows) for one in packed])
+        restored = torch.empty_like(packed)
+        tiles = _tiles(restored, rows)
+        tiles.copy_(packed.view(tiles.shape))
+        return restored
+    return unpack_payload(packed, rows) if kind == "payload" else unpack_scales(packed, rows)
 
 
 def _words(codes: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ func.func @alternatives_below_zero(%m: index, %x: tensor<?x64xbf16>, %y: tensor<
     "kernel.yield"(%x) {operandSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x64xbf16>) -> ()
   }, {
     "kernel.yield"(%x) {operandSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x64xbf16>) -> ()
-  }) {max_m = -1 : i64, reason = "measured", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (index) -> tensor<?x64xbf16>
+  }) {choice = "fusion", max_m = -1 : i64, reason = "measured", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (index) -> tensor<?x64xbf16>
   return
 }
 
@@ -121,7 +121,7 @@ func.func @alternatives_of_two_blocks(%m: index, %x: tensor<?x64xbf16>, %y: tens
     cf.br ^next
   ^next:
     "kernel.yield"(%x) {operandSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x64xbf16>) -> ()
-  }) {max_m = 512 : i64, reason = "measured", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (index) -> tensor<?x64xbf16>
+  }) {choice = "fusion", max_m = 512 : i64, reason = "measured", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (index) -> tensor<?x64xbf16>
   return
 }
 
@@ -133,7 +133,7 @@ func.func @alternatives_without_a_yield(%m: index, %x: tensor<?x64xbf16>, %y: te
     ub.unreachable
   }, {
     "kernel.yield"(%x) {operandSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x64xbf16>) -> ()
-  }) {max_m = 512 : i64, reason = "measured", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (index) -> tensor<?x64xbf16>
+  }) {choice = "fusion", max_m = 512 : i64, reason = "measured", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (index) -> tensor<?x64xbf16>
   return
 }
 
@@ -145,6 +145,6 @@ func.func @alternatives_that_yield_another_type(%m: index, %x: tensor<?x64xbf16>
     "kernel.yield"(%x) {operandSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x64xbf16>) -> ()
   }, {
     "kernel.yield"(%y) {operandSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x32xbf16>) -> ()
-  }) {max_m = 512 : i64, reason = "measured", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (index) -> tensor<?x64xbf16>
+  }) {choice = "fusion", max_m = 512 : i64, reason = "measured", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (index) -> tensor<?x64xbf16>
   return
 }

@@ -22,7 +22,7 @@ func.func @launches(%m: index, %x: tensor<?x64xbf16>) -> tensor<?x64xf4E2M1FN> {
         : (index, tensor<?x64xbf16>) -> (tensor<?x64xf4E2M1FN>, tensor<?x2xf8E8M0FNU>)
     "kernel.yield"(%q#0, %q#1) {operandSegmentSizes = array<i32: 1, 1, 0, 0>} : (tensor<?x64xf4E2M1FN>, tensor<?x2xf8E8M0FNU>) -> ()
   // CHECK: max_m = 512 : i64, reason = "measured"
-  }) {max_m = 512 : i64, reason = "measured", resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (index) -> (tensor<?x64xf4E2M1FN>, tensor<?x2xf8E8M0FNU>)
+  }) {choice = "fusion", max_m = 512 : i64, reason = "measured", resultSegmentSizes = array<i32: 1, 1, 0, 0>} : (index) -> (tensor<?x64xf4E2M1FN>, tensor<?x2xf8E8M0FNU>)
   // CHECK: return [[A]]#0
   return %a#0 : tensor<?x64xf4E2M1FN>
 }

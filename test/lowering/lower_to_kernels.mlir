@@ -15,7 +15,7 @@
 // CHECK:           [[B:%.*]]:2 = "kernel.launch"([[M]], %arg0) {{.*}}kernel = @quant_0
 // CHECK:           [[C:%.*]] = "kernel.launch"([[M]], [[B]]#1, [[SORT]]#0, [[SORT]]#3) {{.*}}kernel = @sort_scales_0
 // CHECK:           "kernel.yield"([[B]]#0, [[C]])
-// CHECK:         }) {max_m = {{[0-9]+}} : i64
+// CHECK:         }) {choice = "fusion", max_m = {{[0-9]+}} : i64
 // CHECK:         return [[SITE]]#0, [[SITE]]#1
 
 // SPLIT-LABEL: func.func @quant_sort
@@ -41,7 +41,7 @@ func.func @quant_sort(%x: tensor<?x96xbf16>, %ids: tensor<?x4xi32>, %w: tensor<?
 
 // A4 is expand, then the A16 kernel; the weight argument takes its packed type and the recipe that makes it.
 // CHECK-LABEL: func.func @gate_up
-// CHECK-SAME:    %arg3: tensor<8x8x3x4x16x4xi8> {moe.pack = {kind = "payload", order = "nk", quantize = "none", rows = "gate_up_interleaved", sources = ["w"]}, moe.weight = "w"}
+// CHECK-SAME:    %arg3: tensor<8x8x3x4x16x4xi8> {moe.pack = {kind = "payload", layout = "n16k32", order = "nk", quantize = "none", rows = "gate_up_interleaved", sources = ["w"]}, moe.weight = "w"}
 // CHECK-SAME:    %arg4: tensor<8x8x3x16xi8> {moe.pack = {kind = "scales"
 // CHECK:         [[ROWS:%.*]] = "kernel.launch"({{.*}}kernel = @expand_0{{.*}} -> tensor<?x96xbf16>
 // CHECK:         "kernel.launch"({{%.*}}, [[ROWS]], {{.*}}, %arg3, %arg4) {{.*}}kernel = @gate_up_0
@@ -61,7 +61,7 @@ func.func @gate_up(%x: tensor<?x96xbf16>, %ids: tensor<?x4xi32>, %w: tensor<?x4x
 
 // With one expert a token nothing is quantised twice in stage 1, so its switch is that of stage 2.
 // CHECK-LABEL: func.func @one_expert_a_token
-// CHECK:         }) {max_m = 16384 : i64
+// CHECK:         }) {choice = "fusion", max_m = 16384 : i64
 func.func @one_expert_a_token(%x: tensor<?x96xbf16>, %ids: tensor<?x1xi32>, %w: tensor<?x1xf32>) -> (tensor<?x96xf4E2M1FN>, tensor<?x8xf8E8M0FNU>) {
   %s, %sw, %e, %n = "moe.sort_tokens"(%ids, %w) {experts = 8 : i64, block = 32 : i64, operandSegmentSizes = array<i32: 1, 1, 0, 0>}
     : (tensor<?x1xi32>, tensor<?x1xf32>) -> (tensor<?xi32>, tensor<?xf32>, tensor<?xi32>, tensor<2xi32>)

@@ -91,7 +91,7 @@ def program() -> dict:
         "steps": [
             launch("scale_rows", [0, 2], [4], strided=[0]),
             {
-                "alternatives": {"max_m": SWITCH, "reason": "a test"},
+                "alternatives": {"choice": "fusion", "max_m": SWITCH, "reason": "a test"},
                 "first": [launch("add_one", [4], [5])],
                 "second": [launch("add_one", [4], [6]), launch("add_one", [6], [5])],
             },

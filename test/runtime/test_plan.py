@@ -156,7 +156,7 @@ def test_unknown_operator() -> None:
 
 def test_alternatives_by_m() -> None:
     branches = {
-        "alternatives": {"max_m": 4, "reason": "a test"},
+        "alternatives": {"choice": "fusion", "max_m": 4, "reason": "a test"},
         "first": [aten("neg.default", [2], value(0))],
         "second": [aten("abs.default", [3], value(0)), aten("neg.default", [2], value(3))],
     }
@@ -197,7 +197,7 @@ def test_slots_hold_their_largest_value_within_its_guard() -> None:
         "slots": 2,
         "steps": [
             {
-                "alternatives": {"max_m": 4, "reason": ""},
+                "alternatives": {"choice": "fusion", "max_m": 4, "reason": ""},
                 "first": [aten("neg.default", [2], value(0)), aten("neg.default", [3], value(2))],
                 "second": [aten("neg.default", [3], value(0))],
             },

@@ -1,0 +1,170 @@
+"""Lowers one function: its moe ops to launches by a target's table, its weight arguments to their packed types."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from torch_mlir import ir
+from torch_mlir.dialects import arith, func, tensor
+
+from moeloom.dialects import kernel, moe
+from moeloom.lowering import sizes
+from moeloom.lowering.operands import Params
+from moeloom.lowering.targets import Target
+from moeloom.lowering.weight_arguments import WeightArguments
+from moeloom.passes.base import PassError
+
+Results = Sequence[tuple[ir.Type, Sequence[sizes.Expr]]]
+"""Type and shape in M of each result of a launch."""
+
+
+class Definitions:
+    """The kernel.define ops of a module: one for each distinct template and parameters."""
+
+    def __init__(self, module: ir.Operation):
+        self.module, self.names = module, dict[tuple, str]()
+
+    def name(self, template: str, params: Params) -> str:
+        """The symbol of the kernel, defined at the top of the module when it is new."""
+        key = (template, tuple(sorted(params.items())))
+        if key not in self.names:
+            number = sum(known[0] == template for known in self.names)
+            self.names[key] = f"{template}_{number}"
+            with ir.InsertionPoint.at_block_begin(self.module.regions[0].blocks[0]), ir.Location.unknown():
+                kernel.DefineOp(
+                    ir.StringAttr.get(self.names[key]),
+                    ir.StringAttr.get(template),
+                    ir.DictAttr.get({name: _attribute(value) for name, value in params.items()}),
+                )
+        return self.names[key]
+
+
+def _attribute(value: int | str | bool | float) -> ir.Attribute:
+    if isinstance(value, bool):
+        return ir.BoolAttr.get(value)
+    if isinstance(value, int):
+        return ir.IntegerAttr.get(ir.IntegerType.get_signless(64), value)
+    if isinstance(value, float):
+        return ir.FloatAttr.get(ir.F64Type.get(), value)
+    return ir.StringAttr.get(value)
+
+
+class FunctionLowering:
+    """Lowers one function: its moe ops in order, then its weight arguments."""
+
+    def __init__(
+        self, function: func.FuncOp, target: Target, fusion: str, definitions: Definitions, lowerings: "Lowerings"
+    ):
+        self.function, self.target, self.fusion, self.definitions = function, target, fusion, definitions
+        self.lowerings = lowerings
+        self.weights = WeightArguments(function, target.weight_layout)
+
+    def lower(self) -> None:
+        block = self.function.entry_block
+        work = list(_moe_ops(block))
+        if not work:
+            return
+        self.m = self._tokens(block)
+        for op in work:
+            lowering = self.lowerings.get(type(op))
+            if lowering is None:
+                raise PassError(op, f"'{op.operation.name}' has no kernel for target {self.target.name}; plan it first")
+            self.op = op.operation.name
+            with ir.InsertionPoint(op), op.location:
+                results = lowering(self, op)
+            for old, new in zip(op.results, results, strict=True):
+                old.replace_all_uses_with(new)
+            op.operation.erase()
+        self.weights.retype()
+
+    def _tokens(self, block: ir.Block) -> ir.Value:
+        """M: the dynamic first dimension of the first input that has one."""
+        for argument in block.arguments:
+            if (
+                isinstance(argument.type, ir.RankedTensorType)
+                and argument.type.rank
+                and argument.type.is_dynamic_dim(0)
+            ):
+                with ir.InsertionPoint.at_block_begin(block), self.function.location:
+                    return tensor.dim(argument, arith.constant(ir.IndexType.get(), 0))
+        for argument in block.arguments:
+            uses = [use.owner for use in argument.uses if use.owner.name == "torch_c.to_builtin_tensor"]
+            if uses and uses[0].results[0].type.is_dynamic_dim(0):
+                with ir.InsertionPoint.at_block_begin(block), self.function.location:
+                    cast = uses[0]
+                    cast.move_before(block.operations[0])
+                    zero = arith.constant(ir.IndexType.get(), 0)
+                    return tensor.dim(cast.results[0], zero)
+        raise PassError(
+            self.function,
+            f"@{self.function.name.value} has no input of type tensor<?x...>; its token dimension must be dynamic",
+        )
+
+    def expert_weight(self, op: moe.GateUpOp | moe.DownOp, rows: str) -> list[ir.Value]:
+        """Payload, scales and, where there is one, bias of a product; `rows` is the order to pack them in."""
+        return self.weights.take(op, rows, op.weight, op.weight_scales, op.bias)
+
+    def one_stage_weights(self, op: moe.ExpertsOneStageOp) -> list[ir.Value]:
+        """The weights of both products of a one-stage op."""
+        rows = f"gate_up_{op.gate_up_order.value}"
+        return [
+            *self.weights.take(op, rows, op.gate_up, op.gate_up_scales, op.gate_up_bias),
+            *self.weights.take(op, "plain", op.down, op.down_scales, op.down_bias),
+        ]
+
+    def launch(
+        self,
+        template: str,
+        params: Params,
+        operands: Sequence[ir.Value],
+        results: Results,
+        grid: Sequence[sizes.Expr],
+        strided: Sequence[int] = (),
+    ) -> list[ir.Value]:
+        """A launch at the insertion point; `results` are (type, shape in M)."""
+        op = kernel.create(
+            "kernel.launch",
+            [self.m, *operands],
+            [kind for kind, _ in results],
+            {
+                "moe.op": ir.StringAttr.get(self.op),
+                "kernel": ir.FlatSymbolRefAttr.get(self.definitions.name(template, params)),
+                "grid": sizes.affine_map(*grid),
+                "result_shapes": ir.ArrayAttr.get([sizes.affine_map(*shape) for _, shape in results]),
+                "strided": ir.DenseI64ArrayAttr.get(list(strided)),
+            },
+        )
+        return list(op.results)
+
+    def alternatives(
+        self, choice: str, limit: int, reason: str, types: Sequence[ir.Type], builds: Sequence[Callable[[], list]]
+    ) -> list[ir.Value]:
+        """What the first of `builds` launches where M <= limit, else the second; both give values of `types`."""
+        guard = kernel.alternatives(self.m, choice, limit, reason, types)
+        for region, build in zip(guard.regions, builds, strict=True):
+            with ir.InsertionPoint(region.blocks.append()):
+                kernel.create("kernel.yield", build(), [], {})
+        return list(guard.results)
+
+    def switch(self, op: moe.QuantSortOp, fused: Callable[[], list], split: Callable[[], list]) -> list[ir.Value]:
+        """The fused quant + scale sort, the split pair, or both with the target's threshold between them."""
+        if self.fusion != "auto":
+            return fused() if self.fusion == "fused" else split()
+        stage = op.stage.value
+        rows = self.target.fused_rows[stage - 1]
+        why = f"stage {stage}: fused quant + scale sort up to {rows} routed rows on {self.target.name}"
+        limit = self.target.fused_tokens(stage, op.topk.value)
+        types = [op.codes.type, op.sorted_scales.type]
+        return self.alternatives("fusion", limit, why, types, (fused, split))
+
+
+Lowerings = Mapping[type, Callable[[FunctionLowering, ir.OpView], list[ir.Value]]]
+"""How each moe op becomes launches: gives the values that replace its results."""
+
+
+def _moe_ops(block: ir.Block) -> Iterator[ir.OpView]:
+    """Every moe op of a block in order, those inside alternatives too."""
+    for op in block.operations:
+        if op.operation.name.startswith("moe."):
+            yield op
+        for region in op.regions:
+            for inner in region.blocks:
+                yield from _moe_ops(inner)

@@ -1,0 +1,253 @@
+"""moe ops -> launches of the Triton kernels: templates, operands and tiles of docs/program.md."""
+
+from torch_mlir import ir
+
+from moeloom.dialects import moe
+from moeloom.lowering import sizes
+from moeloom.lowering.function import FunctionLowering, Lowerings
+from moeloom.lowering.operands import (
+    Params,
+    SortSizes,
+    activation,
+    blocks_of,
+    combine_operands,
+    element,
+    layout,
+    mark_sort,
+    placement,
+    require_mx_codes,
+    require_mx_scales,
+    require_per_1x32,
+    route_operands,
+    row_tiles,
+    rows_of,
+    rows_of_stage,
+    sort_of,
+    sort_params,
+    sort_results,
+    sorted_list,
+    sorted_shape,
+)
+from moeloom.passes.base import PassError
+
+
+def _route(lower: FunctionLowering, op: moe.RouteOp) -> list[ir.Value]:
+    params, operands = route_operands(op)
+    params |= lower.target.tile("route", experts=params["experts"])
+    shape = (sizes.tokens(), op.topk.value)
+    results = [(op.weights.type, shape), (op.ids.type, shape)]
+    tiles = [sizes.ceildiv(sizes.tokens(), params["rows"])]
+    return lower.launch("route", params, operands, results, tiles, strided=[0])
+
+
+def _sort_tokens(lower: FunctionLowering, op: moe.SortTokensOp) -> list[ir.Value]:
+    """One launch for few tokens, three that spread over the device for many."""
+    params, sort = sort_params(op)
+    limit = lower.target.sort_tokens
+
+    def single() -> list[ir.Value]:
+        tile = lower.target.tile("sort_tokens", experts=sort.experts)
+        return lower.launch("sort_tokens", params | tile, list(op.operands), sort_results(op, sort), [1])
+
+    def phases() -> list[ir.Value]:
+        many = params | lower.target.tile("sort_count", experts=sort.experts)
+        chunks = sizes.ceildiv(sizes.tokens(), many["rows"])
+        i32 = ir.IntegerType.get_signless(32)
+        table = ir.RankedTensorType.get([sort.experts, ir.ShapedType.get_dynamic_size()], i32)
+        totals = ir.RankedTensorType.get([sort.experts], i32)
+        wide = (table, (sort.experts, chunks))
+        who = list(op.operands)
+        (counts,) = lower.launch("sort_count", many, [who[0], *who[2:]], [wide], [chunks])
+        scan = {"experts": sort.experts, **lower.target.tile("sort_scan", experts=sort.experts), "rows": many["rows"]}
+        starts, total = lower.launch("sort_scan", scan, [counts], [wide, (totals, (sort.experts,))], [sort.experts])
+        operands = [*who[:2], starts, total, *who[2:]]
+        return lower.launch("sort_scatter", many, operands, sort_results(op, sort), [chunks + sort.experts])
+
+    types = [result.type for result in op.results]
+    why = f"token sort in one launch up to {limit} tokens on {lower.target.name}"
+    results = lower.alternatives("sort", limit, why, types, (single, phases))
+    mark_sort(results[0].owner, sort)
+    return results
+
+
+def _quant(lower: FunctionLowering, op: moe.QuantOp) -> list[ir.Value]:
+    require_per_1x32(op, lower.target.name)
+    return _quantise(lower, op, rows_of(op.x))
+
+
+def _quantise(lower: FunctionLowering, op: moe.QuantOp | moe.QuantSortOp, rows: sizes.Expr) -> list[ir.Value]:
+    """Codes and row-major scales of `rows` rows, a multiple of M."""
+    columns = moe.size(op.x, -1)
+    groups = columns // moe.GROUP
+    scales = ir.RankedTensorType.get([ir.ShapedType.get_dynamic_size(), groups], ir.Float8E8M0FNUType.get())
+    params: Params = {
+        "columns": columns,
+        "x": element(op.x),
+        "scale_mode": op.scale_mode.value,
+        "factor": _factor(op, rows),
+        **lower.target.tile("quant"),
+    }
+    tiles = sizes.ceildiv(rows, params["rows"]) * -(-groups // params["groups"])
+    results = [(op.codes.type, (rows, columns)), (scales, (rows, groups))]
+    return lower.launch("quant", params, [op.x], results, [tiles], strided=[0])
+
+
+def _factor(op: moe.QuantOp | moe.QuantSortOp, rows: sizes.Expr) -> int:
+    """F where x has F*M rows."""
+    factor = sizes.multiple_of_tokens(rows)
+    if factor is None:
+        raise PassError(op, f"x has {rows} rows; a GPU kernel takes M or a multiple of it: make the rows '?'")
+    return factor
+
+
+def _sort_scales(lower: FunctionLowering, op: moe.SortScalesOp) -> list[ir.Value]:
+    require_mx_scales(op)
+    return _sorted(lower, op, op.scales)
+
+
+def _sorted(lower: FunctionLowering, op: moe.SortScalesOp | moe.QuantSortOp, scales: ir.Value) -> list[ir.Value]:
+    sort, columns = sort_of(op), moe.size(scales, -1)
+    shape = sorted_shape(sort, moe.scale_columns(columns * moe.GROUP, op.layout.value))
+    params: Params = {"columns": columns, **placement(op), **lower.target.tile("sort_scales")}
+    operands = [scales, op.sorted_ids, op.num_valid]
+    results = [(op.sorted_scales.type, shape)]
+    sorted_scales = lower.launch("sort_scales", params, operands, results, row_tiles(sort), strided=[0])
+    sorted_scales[0].owner.attributes["moe.layout"] = op.layout
+    return sorted_scales
+
+
+def _quant_sort(lower: FunctionLowering, op: moe.QuantSortOp) -> list[ir.Value]:
+    """The fused kernel, the split pair, or both with the target's threshold between them."""
+    rows, columns = rows_of_stage(op.stage.value, op.topk.value), moe.size(op.x, -1)
+
+    def fused() -> list[ir.Value]:
+        sort, padded = sort_of(op), moe.scale_columns(columns, op.layout.value)
+        params: Params = {
+            "columns": columns,
+            "x": element(op.x),
+            "scale_mode": op.scale_mode.value,
+            **placement(op),
+            **lower.target.tile("quant_sort"),
+        }
+        tiles = [rows * -(-padded // params["groups"]) for rows in row_tiles(sort, params["rows"])]
+        results = [(op.codes.type, (rows, columns)), (op.sorted_scales.type, sorted_shape(sort, padded))]
+        return lower.launch("quant_sort", params, [op.x, op.sorted_ids, op.num_valid], results, tiles, strided=[0])
+
+    def split() -> list[ir.Value]:
+        codes, scales = _quantise(lower, op, rows)
+        return [codes, *_sorted(lower, op, scales)]
+
+    results = lower.switch(op, fused, split)
+    results[1].owner.attributes["moe.layout"] = op.layout
+    return results
+
+
+def _gate_up(lower: FunctionLowering, op: moe.GateUpOp) -> list[ir.Value]:
+    sort, rows = sort_of(op), moe.size(op.out, -1)
+    params: Params = {
+        "hidden": moe.size(op.x, -1),
+        "intermediate": rows,
+        **_product(lower, op, "gate_up"),
+        **activation(op),
+        "has_bias": op.bias is not None,
+        "has_weights": op.sorted_weights is not None,
+        "requantize": "none",
+    }
+    operands = [*_activations(op), *sorted_list(op), *lower.expert_weight(op, f"gate_up_{op.gate_up_order.value}")]
+    result = (op.out.type, (rows_of_stage(2, sort.topk), rows))
+    return lower.launch("gate_up", params, operands, [result], _tiles(sort, rows, params), strided=[0])
+
+
+def _down(lower: FunctionLowering, op: moe.DownOp) -> list[ir.Value]:
+    sort, columns, rows = sort_of(op), moe.size(op.x, -1), moe.size(op.out, -1)
+    params: Params = {
+        "hidden": rows,
+        "intermediate": columns,
+        **_product(lower, op, "down"),
+        "has_bias": op.bias is not None,
+        "has_weights": op.sorted_weights is not None,
+    }
+    if not _only_combined(op):
+        params["splits"] = 1
+    operands = [*_activations(op), *sorted_list(op), *lower.expert_weight(op, "plain")]
+    tiles = [tile * params["splits"] for tile in _tiles(sort, rows, params)]
+    return lower.launch("down", params, operands, [_partial(op, params["splits"])], tiles, strided=[0])
+
+
+def _one_stage(lower: FunctionLowering, op: moe.ExpertsOneStageOp) -> list[ir.Value]:
+    sort = sort_of(op)
+    intermediate = moe.size(op.gate_up, 1 if op.weight_order.value == "nk" else 2) // 2
+    params: Params = {
+        "hidden": moe.size(op.x, -1),
+        "intermediate": intermediate,
+        **_product(lower, op, "experts_one_stage"),
+        **activation(op),
+        "requantize": op.scale_mode.value,
+        "routing_weight_stage": op.routing_weight_stage.value,
+        "has_gate_up_bias": op.gate_up_bias is not None,
+        "has_down_bias": op.down_bias is not None,
+    }
+    slices = -(-intermediate // params["block_n"])
+    if slices > 1 and not _only_combined(op):
+        raise PassError(
+            op, f"the one-stage kernel of {lower.target.name} makes partial sums; only moe.combine reads them"
+        )
+    operands = [*_activations(op), *sorted_list(op), *lower.one_stage_weights(op)]
+    tiles = _tiles(sort, intermediate, params)
+    return lower.launch("experts_one_stage", params, operands, [_partial(op, slices)], tiles, strided=[0])
+
+
+def _activations(op) -> list[ir.Value]:
+    """What a product reads: bf16 or f16 rows, or codes and their sorted scales."""
+    return [op.x] if op.x_scales is None else [op.x, op.x_scales]
+
+
+def _product(lower: FunctionLowering, op, template: str) -> Params:
+    require_mx_codes(op, lower.target.name)
+    quantised = op.x_scales is not None
+    return {
+        "topk": op.topk.value,
+        "block": op.block.value,
+        "x": element(op.x),
+        "layout": layout(op, op.x_scales) if quantised else "none",
+        **lower.target.tile(template, block=op.block.value, quantised=quantised),
+    }
+
+
+def _tiles(sort: SortSizes, outputs: int, params: Params) -> list[sizes.Expr]:
+    return [blocks * -(-outputs // params["block_n"]) for blocks in blocks_of(sort)]
+
+
+def _only_combined(op: moe.DownOp | moe.ExpertsOneStageOp) -> bool:
+    """Whether every reader of the result adds up partial sums."""
+    return all(isinstance(use.owner.opview, moe.CombineOp) for use in op.out.uses)
+
+
+def _partial(op: moe.DownOp | moe.ExpertsOneStageOp, parts: int) -> tuple[ir.Type, tuple[sizes.Expr, ...]]:
+    """f32 [parts, R, H]: partial sums that combine adds up in order; [R, H] where there is one part."""
+    hidden, rows = moe.size(op.out, -1), rows_of_stage(2, op.topk.value)
+    if parts == 1:
+        return op.out.type, (rows, hidden)
+    kind = ir.RankedTensorType.get([parts, ir.ShapedType.get_dynamic_size(), hidden], ir.F32Type.get())
+    return kind, (parts, rows, hidden)
+
+
+def _combine(lower: FunctionLowering, op: moe.CombineOp) -> list[ir.Value]:
+    params, operands = combine_operands(op)
+    columns = moe.size(op.rows, -1)
+    params |= {"splits": moe.size(op.rows, 0) if op.rows.type.rank == 3 else 1, **lower.target.tile("combine")}
+    tiles = sizes.ceildiv(sizes.tokens(), params["rows"]) * -(-columns // params["block_n"])
+    return lower.launch("combine", params, operands, [(op.out.type, (sizes.tokens(), columns))], [tiles])
+
+
+LOWERINGS: Lowerings = {
+    moe.RouteOp: _route,
+    moe.SortTokensOp: _sort_tokens,
+    moe.QuantOp: _quant,
+    moe.SortScalesOp: _sort_scales,
+    moe.QuantSortOp: _quant_sort,
+    moe.GateUpOp: _gate_up,
+    moe.DownOp: _down,
+    moe.ExpertsOneStageOp: _one_stage,
+    moe.CombineOp: _combine,
+}
