@@ -150,17 +150,16 @@ def _ask(worker: subprocess.Popen[str], job: Job, made: Path, complaints: TextIO
     said = complaints.read()
     if not reply:
         return one_line(said) or f"the compiler ended with {worker.wait()}"
-    if problem := json.loads(reply)["problem"]:
-        return problem
-    if ERROR.search(said):
-        return one_line(said)
-    return "" if made.exists() else "the compiler wrote nothing"
+    problem, complaint = json.loads(reply)["problem"], one_line(said) if ERROR.search(said) else ""
+    if complaint and complaint not in problem:
+        problem += f": {complaint}" if problem else complaint
+    return problem or ("" if made.exists() else "the compiler wrote nothing")
 
 
 def one_line(said: str) -> str:
-    """The first line that calls itself an error, or the last one."""
+    """The last line that calls itself an error, or the last one: what comes before is context."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return next((line for line in lines if ERROR.search(line)), lines[-1] if lines else "")
+    return next((line for line in reversed(lines) if ERROR.search(line)), lines[-1] if lines else "")
 
 
 def _publish(made: Path, path: Path) -> None:

@@ -22,6 +22,7 @@ def compile(work, path):
     elif do == "refuse":
         raise CompileError("it asks for 3 warps")
     elif do == "raise":
+        print("x.s:7: error: it was this", file=sys.stderr, flush=True)
         raise ValueError("first line\\nptxas x.ptx, line 3; error : no such thing\\nlast line")
     elif do == "say error":
         path.write_text("broken")
@@ -79,7 +80,7 @@ def test_gives_workers_the_environment_asked_for(module, tmp_path):
     ("do", "problem"),
     [
         ("refuse", "it asks for 3 warps"),
-        ("raise", "ValueError: ptxas x.ptx, line 3; error : no such thing"),
+        ("raise", "ValueError: ptxas x.ptx, line 3; error : no such thing: x.s:7: error: it was this"),
         ("say error", "<inline asm>:1:2: error: invalid operand: Success"),
         ("abort", "LLVM ERROR: Cannot select"),
         ("exit", "the compiler ended with 3"),

@@ -1,0 +1,48 @@
+"""The GPUs that kernels are compiled for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+KIB = 1024
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What Triton compiles for. `name` is the vendor's: gfx950, sm_90; it is the templates' TARGET.
+
+    `warp_size` is in threads, `shared_limit` the bytes of LDS or shared memory that a workgroup may ask for.
+    """
+
+    backend: Literal["hip", "cuda"]
+    name: str
+    warp_size: int
+    shared_limit: int
+
+    @property
+    def arch(self) -> str | int:
+        """As Triton names it: gfx950, 90."""
+        return int(self.name.removeprefix("sm_")) if self.backend == "cuda" else self.name
+
+    @property
+    def code(self) -> str:
+        """What a code object is called, there and as a file's suffix."""
+        return "cubin" if self.backend == "cuda" else "hsaco"
+
+    @property
+    def assembly(self) -> str:
+        """What its assembly is called."""
+        return "ptx" if self.backend == "cuda" else "amdgcn"
+
+
+ARCHITECTURES = {
+    architecture.name: architecture
+    for architecture in (
+        Architecture("hip", "gfx950", 64, 160 * KIB),
+        Architecture("hip", "gfx942", 64, 64 * KIB),
+        Architecture("cuda", "sm_80", 32, 163 * KIB),
+        Architecture("cuda", "sm_90", 32, 227 * KIB),
+        Architecture("cuda", "sm_100", 32, 227 * KIB),
+    )
+}

@@ -1,0 +1,165 @@
+"""One variant of a Triton kernel -> code object, assembly and facts. This file run as a module is a worker.
+
+Workers run without Triton's environment variables: what a kernel becomes depends on its job and on nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, CompilationError
+
+from moeloom.lowering.workers import CompileError, serve
+
+from . import assembly
+from .architecture import ARCHITECTURES, Architecture
+from .template import Params, Template
+from .templates import TEMPLATES
+
+CODE, ASSEMBLY, FACTS = "code", "assembly", "facts.json"
+"""The files of a compiled variant."""
+
+ALIGNED = 16
+
+FUSED_MULTIPLY_ADD = False
+"""Whether a*b + c may round once. Never: the CPU target and Triton's interpreter round twice, and scales, codes and
+routing weights must be their bytes. Matrix instructions are not concerned."""
+
+UNSUPPORTED = (
+    "global_scratch_size",
+    "profile_scratch_size",
+    "tmem_size",
+    "tensordesc_meta",
+    "launch_cooperative_grid",
+    "launch_pdl",
+)
+"""What a launch would have to provide for and ours does not: zero, empty or absent in the metadata."""
+
+
+def write_variant(work: Mapping[str, Any], folder: Path) -> None:
+    """Make the folder of one variant: work = {"template", "params", "architecture", "divisible": 16 or 1}."""
+    template, architecture = TEMPLATES[work["template"]], ARCHITECTURES[work["architecture"]]
+    try:
+        compile_variant(template, work["params"], architecture, work["divisible"], folder)
+    except CompilationError as error:
+        raise CompileError(_described(error)) from error
+
+
+def _described(error: CompilationError) -> str:
+    """The line of the kernel that Triton refuses, and why: the innermost error, past the calls that led there."""
+    while isinstance(error.__cause__, CompilationError):
+        error = error.__cause__
+    line = (error.src or "").splitlines()[error.node.lineno - 1 : error.node.lineno]
+    reason = (error.error_message or repr(error.__cause__)).splitlines()[0]
+    return f"{reason} at `{''.join(line).strip()}`"
+
+
+def compile_variant(
+    template: Template, params: Params, architecture: Architecture, divisible: int, folder: Path
+) -> None:
+    """Compile and write code object, assembly and facts (all of a manifest's VARIANT but file and hash) into `folder`.
+
+    CompileError when the template's lists do not fit its function, or when the code needs what no launch gives it.
+    """
+    knobs.compilation.disable_line_info = True  # it holds paths of this machine
+    with tempfile.TemporaryDirectory() as kept:
+        knobs.cache.dir = kept  # what is kept is our own business: workers.make
+        kernel = triton.compile(
+            source(template, params, architecture, divisible),
+            target=GPUTarget(architecture.backend, architecture.arch, architecture.warp_size),
+            options={
+                "num_warps": params["num_warps"],
+                "num_stages": params["num_stages"],
+                "enable_fp_fusion": FUSED_MULTIPLY_ADD,
+            },
+        )
+        code, text = kernel.asm[architecture.code], kernel.asm[architecture.assembly]
+    types = [kind for _, kind in template.arguments(params)]
+    facts = variant_facts(types, kernel.metadata._asdict(), code, text, architecture)
+    folder.mkdir()
+    (folder / CODE).write_bytes(code)
+    (folder / ASSEMBLY).write_text(text)
+    (folder / FACTS).write_text(json.dumps({"divisible": divisible, **facts}))
+
+
+def source(template: Template, params: Params, architecture: Architecture, divisible: int) -> ASTSource:
+    """The function with its signature, its constants and what is asserted of its arguments."""
+    function, names = template.function.__name__, list(template.function.arg_names)
+    arguments = dict([*template.arguments(params), ("M", "i32")])
+    constants = template.constants(params) | {"TARGET": architecture.name}
+    if unknown := sorted(constants.keys() - set(names)):
+        raise CompileError(f"{function} has no parameter {', '.join(unknown)}; its template sets one")
+    # Triton passes arguments in the function's order, whatever the signature's.
+    wanted = [name for name in names if name not in constants]
+    if list(arguments) != wanted:
+        raise CompileError(f"{function} takes {wanted}, its template passes {list(arguments)}: give both one order")
+    aligned = [name for name, kind in arguments.items() if kind.startswith("*") or kind == "i64"]
+    attributes = {(names.index(name),): [["tt.divisibility", divisible]] for name in aligned} if divisible > 1 else {}
+    signature = {name: arguments.get(name, "constexpr") for name in names}
+    return ASTSource(template.function, signature, constants, attributes)
+
+
+def variant_facts(
+    types: Sequence[str], metadata: Mapping[str, Any], code: bytes, text: str, architecture: Architecture
+) -> dict[str, Any]:
+    """The facts of a code object whose arguments have Triton's `types`."""
+    asks = {name: metadata[name] for name in UNSUPPORTED if metadata.get(name)}
+    if metadata["num_ctas"] != 1:
+        asks["num_ctas"] = metadata["num_ctas"]
+    if asks:
+        listed = ", ".join(f"{name} {value}" for name, value in asks.items())
+        raise CompileError(f"its code asks for {listed}, which a launch does not provide")
+    shared = metadata["shared"]
+    if shared > architecture.shared_limit:
+        raise CompileError(
+            f"it needs {shared} bytes of shared memory, {architecture.name} has {architecture.shared_limit}: "
+            "use smaller tiles or fewer stages"
+        )
+    hip = architecture.backend == "hip"
+    resources = assembly.amdgcn_resources(text) if hip else assembly.cubin_resources(code)
+    found = assembly.instructions(text)
+    facts = {
+        "symbol": metadata["name"],
+        "threads": metadata["num_warps"] * architecture.warp_size,
+        "scratch": _scratch(types, text),
+        "shared": shared,
+        "registers": resources.registers,
+        "spills": resources.spills,
+        "stack": resources.stack,
+        "wide_loads": sum(assembly.matching(found, assembly.WIDE_LOADS).values()),
+        "matrix": assembly.matching(found, assembly.MATRIX),
+    }
+    if hip:
+        facts["occupancy"] = min(resources.waves, _waves_by_shared(shared, metadata["num_warps"], architecture))
+    return facts
+
+
+SIMDS = 4
+"""Of a compute unit, on CDNA."""
+
+
+def _waves_by_shared(shared: int, warps: int, architecture: Architecture) -> int:
+    """The waves a SIMD can hold when a workgroup takes `shared` bytes of a compute unit's LDS."""
+    groups = architecture.shared_limit // max(shared, 1)
+    return -(-groups * warps // SIMDS)
+
+
+def _scratch(types: Sequence[str], text: str) -> int:
+    """The null pointers that follow the arguments and M: Triton's global and profile scratch."""
+    ours = [kind[:1] if kind.startswith("*") else kind for kind in (*types, "i32")]
+    found = assembly.parameters(text)
+    rest = found[len(ours) :]
+    if found[: len(ours)] != ours or set(rest) - {"*"}:
+        raise CompileError(f"its code takes {found}, the launch passes {ours} and null pointers")
+    return len(rest)
+
+
+if __name__ == "__main__":
+    serve(write_variant)
