@@ -59,11 +59,12 @@ def live_blocks(topk: int, experts: int, block: int) -> list[ir.AffineExpr]:
 
 def multiple_of_tokens(expr: Expr) -> int | None:
     """F where the expression is F*M, else None."""
-    if isinstance(expr, ir.AffineDimExpr):
-        return 1
-    if isinstance(expr, ir.AffineMulExpr) and isinstance(expr.rhs, ir.AffineConstantExpr):
-        inner = multiple_of_tokens(expr.lhs)
-        return None if inner is None else inner * expr.rhs.value
+    # Read back from a map, where a folded expression has the class of what it is, not of how it was written.
+    match to_json(affine_map(expr).value.results[0]):
+        case "M":
+            return 1
+        case ["mul", "M", int(factor)]:
+            return factor
     return None
 
 

@@ -45,9 +45,13 @@ def _sort_tokens(lower: FunctionLowering, op: moe.SortTokensOp) -> list[ir.Value
     params, sort = sort_params(op)
     limit = lower.target.sort_tokens
 
+    def marked(results: list[ir.Value]) -> list[ir.Value]:
+        mark_sort(results[0].owner, sort)
+        return results
+
     def single() -> list[ir.Value]:
         tile = lower.target.tile("sort_tokens", experts=sort.experts)
-        return lower.launch("sort_tokens", params | tile, list(op.operands), sort_results(op, sort), [1])
+        return marked(lower.launch("sort_tokens", params | tile, list(op.operands), sort_results(op, sort), [1]))
 
     def phases() -> list[ir.Value]:
         many = params | lower.target.tile("sort_count", experts=sort.experts)
@@ -61,13 +65,12 @@ def _sort_tokens(lower: FunctionLowering, op: moe.SortTokensOp) -> list[ir.Value
         scan = {"experts": sort.experts, **lower.target.tile("sort_scan", experts=sort.experts), "rows": many["rows"]}
         starts, total = lower.launch("sort_scan", scan, [counts], [wide, (totals, (sort.experts,))], [sort.experts])
         operands = [*who[:2], starts, total, *who[2:]]
-        return lower.launch("sort_scatter", many, operands, sort_results(op, sort), [chunks + sort.experts])
+        grid = [chunks + sort.experts]
+        return marked(lower.launch("sort_scatter", many, operands, sort_results(op, sort), grid))
 
     types = [result.type for result in op.results]
     why = f"token sort in one launch up to {limit} tokens on {lower.target.name}"
-    results = lower.alternatives("sort", limit, why, types, (single, phases))
-    mark_sort(results[0].owner, sort)
-    return results
+    return marked(lower.alternatives("sort", limit, why, types, (single, phases)))
 
 
 def _quant(lower: FunctionLowering, op: moe.QuantOp) -> list[ir.Value]:
