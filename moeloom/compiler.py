@@ -6,30 +6,29 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch_mlir
 from torch_mlir import ir
 
 from moeloom import dialects
-from moeloom.checkpoint import WeightSource
 from moeloom.lowering import emit
-from moeloom.lowering.cpu.build import write_libraries
+from moeloom.lowering.build import write_code
 from moeloom.lowering.pipeline import Options, phases
 from moeloom.lowering.targets import target
 from moeloom.lowering.workers import default_folder
 from moeloom.passes import pipeline
 from moeloom.passes.report import Record, Report
-from moeloom.runtime import pack
 from moeloom.runtime.artifact import ArtifactWriter
-from moeloom.torch_import import import_torch
+from moeloom.torch_import import ImportedModule, import_torch
 from moeloom.version import VERSION
+from moeloom.weight_files import WeightFiles
 
 Progress = Callable[[str, int, int], None]
 SCOPES = ("moe",)
-WEIGHTS = ("copy", "none")
+WEIGHTS = ("copy", "reference", "random", "none")
 STAGES: dict[str, Literal[0, 1, 2]] = {"auto": 0, "1": 1, "2": 2}
 
 
@@ -63,7 +62,8 @@ def compile(
     fusion: Literal["auto", "fused", "split"] = "auto",
     scale_mode: Literal["even", "rceil", "floor", "ceil"] = "even",
     quantize_weights: Literal["mxfp4"] | None = None,
-    weights: str = "copy",
+    weights: Literal["copy", "reference", "random", "none"] = "copy",
+    seed: int = 0,
     require_fusion: int = 0,
     dump_phases: str | Path | None = None,
     overwrite: bool = False,
@@ -72,11 +72,13 @@ def compile(
 ) -> CompileReport:
     """Compile `model` to the artifact directory `output`.
 
-    model: a checkpoint directory (config.json and safetensors), a config.json alone (with weights="none"), a module, a
-    Python "module:factory", or an .mlir file. activations: "mxfp4" quantises what each product reads (A4), "bf16" does
-    not (A16). stages: one launch for both products or two; "auto" is the target's choice. fusion: "auto" switches from
-    the fused to the split quantiser at the target's threshold, the others force one. quantize_weights="mxfp4" quantises
-    bf16 expert weights by `scale_mode`. weights: "copy" packs them into the artifact, "none" leaves them out.
+    model: a checkpoint directory (config.json and safetensors), a config.json alone (with weights="none" or "random"),
+    a module, a Python "module:factory", or an .mlir file. activations: "mxfp4" quantises what each product reads (A4),
+    "bf16" does not (A16). stages: one launch for both products or two; "auto" is the target's choice. fusion: "auto"
+    switches from the fused to the split quantiser at the target's threshold, the others force one.
+    quantize_weights="mxfp4" quantises bf16 expert weights by `scale_mode`. weights: "copy" packs them into the
+    artifact; "reference" packs them at load from the checkpoint directory where it lies now; "random" makes them at
+    load from `seed`, the same on every device; "none" leaves them out.
     require_fusion: refuse unless that many sites were fused. dump_phases: a folder for the IR after each phase.
     cache: where object files are kept between compilations (default: `.cache/moeloom` in the home directory).
 
@@ -95,14 +97,19 @@ def compile(
     )
     names = list(dict.fromkeys(targets))
     rows = [target(name) for name in names]
+    folder = cache or default_folder()
     job = _Job(progress or (lambda phase, done, total: None))
     with ArtifactWriter(Path(output), overwrite=overwrite) as artifact:
         with job.phase("import"):
             imported = import_torch(model, activations=activations)
         if weights == "copy" and imported.weights is None and imported.needs_weights:
-            raise CompileRefused(f"{model} has no weights; give a checkpoint directory, or compile with --weights none")
+            raise CompileRefused(
+                f"{model} has no weights; give a checkpoint directory, or compile with --weights random or none"
+            )
         report = CompileReport(Path(output), [], seconds=job.seconds)
-        manifest: dict[str, Any] = {"targets": {}}
+        manifest: dict[str, Any] = {"targets": {}, **_origin(weights, seed, imported)}
+        copies = weights == "copy" and imported.weights is not None
+        files = WeightFiles(artifact, imported.weights, job.step("weights")) if copies else None
         for row in rows:
             module = _clone(imported.module)
             records = _run(job, module, phases(options, row), dump_phases, row.name)
@@ -114,23 +121,16 @@ def compile(
             with module.context:
                 programs = {name: emit.program(function) for name, function in emit.programs_of(module).items()}
                 kernels = emit.kernels(module)
-            with job.phase("kernels"):
-                libraries = write_libraries(
-                    kernels, artifact.directory / "kernels", cache or default_folder(), job.step("kernels")
-                )
+            with job.phase(f"kernels {row.name}") as step:
+                code = write_code(row, kernels, programs, artifact.directory / "kernels", folder, step)
             packed = {}
-            if weights == "copy" and imported.weights is not None:
+            if files is not None:
                 with job.phase("weights"):
-                    packed = _pack(job, manifest["entries"], programs, imported.weights, artifact)
-            manifest["targets"][row.name] = {
-                "libraries": libraries,
-                "kernels": kernels,
-                "programs": programs,
-                "weights": packed,
-            }
+                    packed = files.write(manifest["entries"], programs, row.weight_layout)
+            manifest["targets"][row.name] = code | {"programs": programs, "weights": packed}
         manifest |= {
             "compiler": VERSION,
-            "tools": {"torch": torch.__version__, "torch_mlir": _torch_mlir_version()},
+            "tools": {"torch": torch.__version__, "torch_mlir": version("torch-mlir"), "triton": version("triton")},
             "options": {
                 **{"activations": activations, "stages": str(stages), "fusion": fusion, "scale_mode": scale_mode},
                 **{"quantize_weights": quantize_weights or "none", "scope": scope, "weights": weights},
@@ -146,10 +146,19 @@ def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
         raise CompileRefused(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
 
 
-def _torch_mlir_version() -> str:
-    from importlib.metadata import version
-
-    return version(torch_mlir.__name__.replace("_", "-"))
+def _origin(weights: str, seed: int, imported: ImportedModule) -> dict[str, Any]:
+    """The manifest's `sources`, and its `checkpoint` where the weights are made or packed at load."""
+    functions = emit.programs_of(imported.module)
+    sources = {"sources": {name: emit.declared_weights(function) for name, function in functions.items()}}
+    if weights == "random":
+        return sources | {"checkpoint": {"random": {"seed": seed}}}
+    if weights != "reference":
+        return sources
+    checkpoint = imported.checkpoint
+    if checkpoint is None:
+        raise CompileRefused("--weights reference needs a checkpoint directory to refer to; this model has none")
+    directory = str(checkpoint.directory.absolute())
+    return sources | {"checkpoint": {"reference": {"directory": directory, "files": checkpoint.sizes()}}}
 
 
 class _Job:
@@ -163,10 +172,10 @@ class _Job:
         return lambda done, total: self.progress(phase, done, total)
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: str) -> Iterator[Callable[[int, int], None]]:
         self.progress(name, 0, 1)
         start = time.perf_counter()
-        yield
+        yield self.step(name)
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
         self.progress(name, 1, 1)
 
@@ -198,21 +207,22 @@ def _write_ir(folder: Path, name: str, module: ir.Module) -> None:
 
 def _by_block(records: Sequence[Record], entries: dict[str, dict]) -> list[dict[str, str]]:
     """The records of programs that are whole entries, with the first entry and how many layers they stand for."""
-    found = []
+    found: list[dict[str, str]] = []
     for record in records:
         users = [name for name, entry in entries.items() if entry["program"] == record.function]
         if not users or record.function.endswith((".experts", ".experts_prequantised")):
             continue
-        found.append(
-            {
-                "entry": users[0],
-                "sites": str(len(users)),
-                "site": record.site,
-                "decision": record.decision,
-                "reason": record.reason,
-                "location": record.location,
-            }
-        )
+        row = {
+            "entry": users[0],
+            "sites": str(len(users)),
+            "site": record.site,
+            "decision": record.decision,
+            "reason": record.reason,
+            "location": record.location,
+        }
+        # A target with a plan for few tokens and one for many decides each site twice, alike.
+        if row not in found:
+            found.append(row)
     return found
 
 
@@ -220,33 +230,3 @@ def _too_few(report: CompileReport, wanted: int) -> str:
     refused = [f"{r['entry']} {r['site']}: {r['reason']}" for r in report.records if r["decision"] == "refused"]
     why = f"; refused: {'; '.join(refused[:3])}" if refused else ""
     return f"{report.fused} quant + scale sort sites were fused, --require-fusion wants {wanted}{why}"
-
-
-def _pack(job: _Job, entries: dict, programs: dict, source: WeightSource, artifact: ArtifactWriter) -> dict[str, dict]:
-    """Pack every weight that an entry reads, a file for each block; the manifest's `weights`."""
-    blocks: dict[str, dict[str, dict]] = {}
-    for entry in entries.values():
-        for weight in programs[entry["program"]]["weights"]:
-            known = blocks.setdefault(entry["prefix"], {}).setdefault(weight["name"], weight)
-            if known["pack"] != weight["pack"]:
-                raise CompileRefused(f"weight {entry['prefix']}{weight['name']} is needed in two packed layouts")
-    written = dict[str, dict]()
-    for number, (prefix, weights) in enumerate(blocks.items()):
-        job.progress("weights", number, len(blocks))
-        file = f"weights/{prefix.strip('.') or 'weights'}.safetensors"
-        specs = {name: (weight["dtype"], tuple(weight["shape"])) for name, weight in weights.items()}
-        memo: pack.Memo = {}
-        with artifact.tensors(file, specs) as out:
-            for name, weight in weights.items():
-                dtype = getattr(torch, weight["dtype"])
-                # The count is in the packed shape; asking the source would stack its experts in memory.
-                experts = weight["shape"][0]
-                for part in pack.pack(weight["pack"], source, prefix=prefix, experts=experts, memo=memo):
-                    # A router that its family uses in f32 may lie in the checkpoint as bf16.
-                    out.append(name, part.to(dtype))
-        for name, weight in weights.items():
-            written[prefix + name] = {
-                **{"file": file, "tensor": name, "dtype": weight["dtype"], "shape": weight["shape"]},
-                "sha256": out.hashes[name],
-            }
-    return written

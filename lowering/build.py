@@ -1,0 +1,50 @@
+"""The machine code of a target: what its lowered programs launch, compiled and described for the manifest."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from moeloom.lowering.cpu.build import write_libraries
+from moeloom.lowering.targets import Target
+from moeloom.lowering.triton.build import write_kernels
+
+ALIGNED = 16
+"""What the fast variant of a GPU kernel assumes of pointers (bytes) and strides (elements)."""
+
+Progress = Callable[[int, int], None]
+
+
+def write_code(
+    target: Target, kernels: Mapping[str, dict], programs: Mapping[str, dict], folder: Path, cache: Path, step: Progress
+) -> dict[str, Any]:
+    """Compile `kernels` into `folder`: the manifest's `architecture`, `libraries` and `kernels` of the target.
+
+    kernels: symbol -> {"template", "params"}. programs: as docs/program.md writes them. `cache` keeps what was
+    compiled. CompileError of one line where a kernel does not compile.
+    """
+    if target.architecture is None:
+        return {"libraries": write_libraries(kernels, folder, cache, step), "kernels": dict(kernels)}
+    generic = {name for program in programs.values() for name in _unaligned(program)}
+    architecture = {name: asdict(target.architecture)[name] for name in ("backend", "name", "warp_size")}
+    described = write_kernels(kernels, target.architecture, folder, cache, step, generic)
+    return {"architecture": architecture, "libraries": [], "kernels": described}
+
+
+def _unaligned(program: Mapping[str, Any]) -> Iterator[str]:
+    """The kernels of a program that touch a caller's tensor, or rows whose stride the fast variant does not take."""
+    foreign = {item["value"] for item in (*program["inputs"], *program["outputs"])}
+    foreign |= {int(value) for value, about in program["values"].items() if about["slot"] is None}
+    for launch in _launches(program["steps"]):
+        strides = [program["values"].get(str(launch["operands"][i])) for i in launch["strided"]]
+        touched = {*launch["operands"], *launch["results"]}
+        if touched & foreign or any(about and about["shape"][-1] % ALIGNED for about in strides):
+            yield launch["launch"]
+
+
+def _launches(steps: list[dict]) -> Iterator[dict]:
+    for step in steps:
+        if "launch" in step:
+            yield step
+        elif "alternatives" in step:
+            yield from _launches([*step["first"], *step["second"]])
