@@ -233,6 +233,17 @@ class _Program:
         return outputs
 
 
+def declared_weights(function: func.FuncOp) -> dict[str, dict]:
+    """dtype and shape of every weight argument before lowering, by its name in the checkpoint."""
+    found = {}
+    for number, argument in enumerate(function.arguments):
+        attrs = function.arg_attrs[number] if "arg_attrs" in function.attributes else {}
+        if "moe.weight" in attrs:
+            dtype, shape = tensor_of(argument.type, function)
+            found[attrs["moe.weight"].value] = {"dtype": dtype, "shape": shape}
+    return found
+
+
 def packed_name(attrs: dict[str, ir.Attribute]) -> str:
     """A weight's name in the artifact: the checkpoint's, with the part where one tensor is packed into two."""
     name = attrs["moe.weight"].value

@@ -48,7 +48,7 @@ def check(executable: Executable, entries: Sequence[str], tokens: Sequence[int],
         for m in tokens:
             inputs = inputs_of(executable, name, m, seed)
             found = _run(executable, name, inputs)
-            expected = Replay(executable.manifest, name).run(inputs)
+            expected = Replay(executable.manifest, executable.weights, name).run(inputs)
             yield from (_against_reference(name, m, f, e) for f, e in zip(found, expected, strict=True))
             if _has_alternatives(executable[name].program.steps):
                 bytes_differ = _different(_run(fused, name, inputs), _run(split, name, inputs))
@@ -81,8 +81,8 @@ def forced(executable: Executable, which: Literal["first", "second"]) -> Executa
     """The same artifact, always taking the fused quantiser ("first") or the split pair ("second"), whatever M."""
     target = executable.manifest.targets[TARGET]
     programs = {name: replace(p, steps=_forced(p.steps, which)) for name, p in target.programs.items()}
-    weights = executable.manifest.map_weights(TARGET)
-    return Executable(executable.manifest, replace(target, programs=programs), executable.device, weights)
+    changed = replace(target, programs=programs)
+    return Executable(executable.manifest, changed, executable.device, executable.weights)
 
 
 def _forced(steps: Sequence[Step], which: str) -> tuple[Step, ...]:

@@ -19,10 +19,10 @@ Params = Mapping[str, Any]
 
 
 class Replay:
-    """An entry of an artifact, on the artifact's own weights for `target`."""
+    """An entry of an artifact, on packed weights for `target` by prefix + packed name."""
 
-    def __init__(self, manifest: Manifest, entry: str, target: str = "cpu"):
-        found, packed = manifest.entries[entry], manifest.map_weights(target)
+    def __init__(self, manifest: Manifest, packed: Mapping[str, Tensor], entry: str, target: str = "cpu"):
+        found = manifest.entries[entry]
         self.program, self.kernels = manifest.targets[target].programs[found.program], manifest.targets[target].kernels
         self.weights = {w.value: Weight(_weight(packed, found.prefix + w.name), w.pack) for w in self.program.weights}
 
@@ -87,7 +87,7 @@ class Weight:
 
 def _weight(packed: Mapping[str, Tensor], name: str) -> Tensor:
     if name not in packed:
-        raise ArtifactError(f"the artifact holds no weight {name!r}; compile it with --weights copy")
+        raise ArtifactError(f"the artifact holds no weight {name!r}; load it with weights=DIRECTORY (--weights-from)")
     return packed[name]
 
 

@@ -17,17 +17,11 @@ from torch_mlir.dialects import func
 from torch_mlir.extras.fx_importer import FxImporter
 
 from moeloom import dialects, families
-from moeloom.checkpoint import (
-    AsDeclared,
-    Checkpoint,
-    ModelError,
-    ModuleWeights,
-    WeightSource,
-    quantisation,
-    read_config,
-)
+from moeloom.checkpoint import Checkpoint, ModelError, ModuleWeights, quantisation, read_config
 from moeloom.dialects import moe
 from moeloom.passes.diagnostics import collected
+from moeloom.runtime.bind import AsDeclared
+from moeloom.runtime.pack import Source
 from moeloom.runtime.reference import GROUP
 from moeloom.torch_export import Spec, export
 
@@ -50,7 +44,7 @@ class ImportedModule:
     """A program in MLIR and where its weights are (None: a config.json or a .mlir file has none)."""
 
     module: ir.Module
-    weights: WeightSource | None = None
+    weights: Source | None = None
 
     @property
     def entries(self) -> list[Entry]:
@@ -61,6 +55,12 @@ class ImportedModule:
         ]
         functions = [op.name.value for op in operations if isinstance(op, func.FuncOp) and is_public(op)]
         return named or [Entry(name, name, "") for name in functions]
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The checkpoint directory that the weights are in, if that is where they are."""
+        source = self.weights.source if isinstance(self.weights, AsDeclared) else self.weights
+        return source if isinstance(source, Checkpoint) else None
 
     @property
     def needs_weights(self) -> bool:
@@ -178,9 +178,7 @@ def check_weights(checkpoint: Checkpoint, name: str, block: nn.Module) -> None:
             )
 
 
-def import_blocks(
-    blocks: Mapping[str, nn.Module], activations: Activations, weights: WeightSource | None
-) -> ImportedModule:
+def import_blocks(blocks: Mapping[str, nn.Module], activations: Activations, weights: Source | None) -> ImportedModule:
     """One module with the functions of each distinct block, and the entries of every block."""
     importer = FxImporter(context=dialects.context())
     programs: dict[tuple, list[str]] = {}

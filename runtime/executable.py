@@ -9,15 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
-import torch
 from torch import Tensor
 
 from moeloom.runtime import artifact
 from moeloom.runtime.arguments import MAX_TOKENS, Arguments
+from moeloom.runtime.bind import bind
 from moeloom.runtime.cpu import Cpu
 from moeloom.runtime.errors import ArtifactError, LaunchError
 from moeloom.runtime.null import Null
-from moeloom.runtime.pack import Memo, Source, pack
+from moeloom.runtime.pack import Source
 from moeloom.runtime.plan import Ran
 from moeloom.runtime.program import Launch, Program, Shaped, evaluate
 from moeloom.runtime.workspace import Workspace
@@ -42,15 +42,16 @@ def load(
     max_tokens: int | None = None,
     tier: str | None = None,
     verify: str = "full",
-    weights: Source | None = None,
+    weights: Source | str | os.PathLike | None = None,
     poison: bool = False,
 ) -> "Executable":
     """The artifact at `path`, checked and bound, ready to call.
 
     device: "cpu", or "null", which runs nothing and returns zeros. threads: how many run kernels (default: the CPUs
     this process may use). max_tokens: as `prepare`. tier: one kernel library by name (default: the best this CPU runs).
-    verify: "full" hashes the weights, "fast" does not. weights: a checkpoint to pack at load, for artifacts without
-    weights. poison: fill the workspace with 0xFF before each call (tests). Raises ArtifactError.
+    verify: "full" hashes the weights, "fast" does not. weights: a checkpoint directory, or tensors by name, to pack at
+    load instead of what the artifact holds or refers to. poison: fill the workspace with 0xFF before each call (tests).
+    Raises ArtifactError.
     """
     manifest = artifact.read(path, verify)
     target = manifest.targets.get("cpu" if device == "null" and "cpu" in manifest.targets else device)
@@ -59,39 +60,15 @@ def load(
     if target is None:
         raise ArtifactError(f"{path} holds {', '.join(manifest.targets) or 'no target'}; it does not run on {device!r}")
     runs_on = Null(target.name) if device == "null" else Cpu(target.libraries, threads=threads, tier=tier)
-    bound = manifest.map_weights(target.name) if weights is None else _pack_all(manifest, target, weights)
-    executable = Executable(manifest, target, runs_on, bound, poison=poison)
+    executable = Executable(manifest, target, runs_on, bind(manifest, target.name, weights), poison=poison)
     if max_tokens is not None:
         executable.prepare(max_tokens)
     return executable
 
 
-def _pack_all(manifest: artifact.Manifest, target: artifact.Target, source: Source) -> dict[str, Tensor]:
-    """Every weight of every entry, packed from a checkpoint."""
-    bound: dict[str, Tensor] = {}
-    memo: Memo = {}
-    for entry in manifest.entries.values():
-        for weight in target.programs[entry.program].weights:
-            name = entry.prefix + weight.name
-            if name in bound:
-                continue
-            shape = weight.tensor.at(0)
-            recipe = weight.pack or {"kind": "as_is", "sources": [weight.name]}
-            packed = torch.empty(shape, dtype=weight.tensor.storage)
-            rows = packed.unsqueeze(0) if recipe["kind"] == "as_is" and "{e}" not in recipe["sources"][0] else packed
-            parts = pack(recipe, source, prefix=entry.prefix, experts=len(rows), memo=memo)
-            for row, part in zip(rows, parts, strict=True):
-                if row.shape != part.shape:
-                    raise ArtifactError(
-                        f"weight {name!r} packs to {tuple(part.shape)}; the program takes {tuple(row.shape)}"
-                    )
-                row.copy_(part)
-            bound[name] = packed
-    return bound
-
-
 class Executable:
-    """A loaded artifact. `entries` names what can be called; calls of one executable run one at a time."""
+    """A loaded artifact. `entries` names what can be called; calls of one executable run one at a time. `weights` are
+    the packed ones, by prefix + packed name."""
 
     def __init__(
         self,
@@ -102,7 +79,7 @@ class Executable:
         *,
         poison: bool = False,
     ):
-        self.manifest, self.device = manifest, device
+        self.manifest, self.device, self.weights = manifest, device, weights
         self._workspace = Workspace(device, target.programs.values(), poison=poison)
         self._entries = {
             name: EntryPoint(entry, target.programs[entry.program], weights, self._workspace)
@@ -184,7 +161,7 @@ class EntryPoint:
     def _run(self, inputs: Sequence[Tensor], named: Mapping[str, Tensor], out, ran: list[Ran] | None):
         if self._missing:
             raise LaunchError(
-                f"the artifact holds no weight {self._missing!r}; load it with weights=CHECKPOINT, "
+                f"the artifact holds no weight {self._missing!r}; load it with weights=DIRECTORY (--weights-from), "
                 "or compile with --weights copy"
             )
         given = self._arguments.by_position(inputs, named)

@@ -73,7 +73,7 @@ def pack(
             parts = [_get(source, name.replace("{e}", str(e))) for name in names]
             one = parts[0] if len(parts) == 1 else torch.cat(parts)
         else:
-            one = source.expert(names[0], e) if hasattr(source, "expert") else _get(source, names[0])[e]
+            one = expert_of(source, names[0], e)
         yield _pack_expert(recipe, one, None if memo is None else memo.setdefault(key, []))
     if memo is not None and not memo.get(key):
         memo.pop(key, None)
@@ -86,6 +86,11 @@ def _get(source: Source, name: str) -> Tensor:
             f"the checkpoint has no tensor {name!r}; check that it is complete and of the compiled model"
         )
     return tensor
+
+
+def expert_of(source: Source, name: str, number: int) -> Tensor:
+    """One expert of a stacked tensor, without reading the others where the source can."""
+    return source.expert(name, number) if hasattr(source, "expert") else _get(source, name)[number]
 
 
 def _count(source: Source, names: list[str], experts: int | None) -> int:
@@ -151,11 +156,12 @@ def _tiles(matrix: Tensor, rows: str) -> Tensor:
 def pack_payload(codes: Tensor, rows: str) -> Tensor:
     """u8 [N, K/2] (two codes a byte) to n16k32 u8 [N/16, K/32, 4, 16, 4]; `rows` as in a recipe."""
     count, half = codes.shape
-    out = torch.empty(count // TILE_ROWS, half // 16, 4, TILE_ROWS, 4, dtype=torch.uint8)
+    out = torch.empty(count // TILE_ROWS, half // 16, 4, TILE_ROWS, 4, dtype=torch.uint8, device=codes.device)
     source = _tiles(_words(codes), rows)
     tiles, parts, _, words = source.shape
     target = out.view(torch.int32).view(tiles, parts, words, TILE_ROWS)
-    step = max(1, CHUNK_WORDS // max(1, parts * TILE_ROWS * words))
+    chunk_words = CHUNK_WORDS if codes.device.type == "cpu" else codes.numel()
+    step = max(1, chunk_words // max(1, parts * TILE_ROWS * words))
     for start in range(0, tiles, step):
         chunk = target[start : start + step]
         chunk.copy_(source[start : start + step].transpose(2, 3))

@@ -13,6 +13,7 @@ SCALE_NAN = 255
 SLOT_SHIFT = 24
 TOKEN_MASK = (1 << SLOT_SHIFT) - 1
 CHUNK_ELEMENTS = 32767  # a step of `quantise`: in the second-level cache, and below what torch hands to its threads
+DEVICE_CHUNK_ELEMENTS = 1 << 24  # the same on a GPU: enough to fill it, in half a gigabyte
 DOUBLE_BIAS, DOUBLE_MANTISSA = 1023, 52
 E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0])
 SCALE_MODES = ("even", "floor", "ceil", "rceil")
@@ -52,9 +53,10 @@ def quantise(x: Tensor, scale_mode: str) -> Quantised:
     rows, columns = x.shape
     if columns % GROUP:
         raise ValueError(f"x has {columns} columns; they must be a multiple of {GROUP}")
-    codes = torch.empty(rows, columns // 2, dtype=torch.uint8)
-    scales = torch.empty(rows, columns // GROUP, dtype=torch.uint8)
-    step = max(1, CHUNK_ELEMENTS // max(columns, 1))
+    codes = torch.empty(rows, columns // 2, dtype=torch.uint8, device=x.device)
+    scales = torch.empty(rows, columns // GROUP, dtype=torch.uint8, device=x.device)
+    chunk = CHUNK_ELEMENTS if x.device.type == "cpu" else DEVICE_CHUNK_ELEMENTS
+    step = max(1, chunk // max(columns, 1))
     for start in range(0, rows, step):
         part = slice(start, start + step)
         codes[part], scales[part] = _quantise_rows(x[part], scale_mode)

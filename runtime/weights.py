@@ -100,17 +100,20 @@ class TensorFileWriter:
 def map_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file as private mappings of its pages. ArtifactError when it is not one, whole."""
     size = os.path.getsize(path)
-    header_bytes, header = _header(path, size)
+    header_bytes, header = read_header(path)
     content = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)[header_bytes:]
     return {name: _view(content, name, item, path) for name, item in header.items()}
 
 
-def _header(path: Path, size: int) -> tuple[int, dict[str, dict]]:
+def read_header(path: Path) -> tuple[int, dict[str, dict]]:
+    """Where the tensors of a safetensors file begin, in bytes, and their entries by name; ArtifactError where the file
+    is shorter or longer than they are."""
+    size = os.path.getsize(path)
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
             raise ArtifactError(
-                f"{path}: a header of {length} bytes in a file of {size}; the file is cut or no safetensors"
+                f"{path} has {size} bytes, its header {length}: it breaks off or is no safetensors, download it again"
             )
         try:
             header = json.loads(file.read(length))

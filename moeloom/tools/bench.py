@@ -137,7 +137,7 @@ def _calls(
     for turn in range(max(INPUTS, len(layers))):
         name = layers[turn % len(layers)]
         inputs = inputs_of(executable, name, tokens, seed + turn)
-        read += Replay(executable.manifest, name).touched_bytes(inputs)
+        read += Replay(executable.manifest, executable.weights, name).touched_bytes(inputs)
         turns.append((name, inputs))
 
     def call(turn: int) -> Any:

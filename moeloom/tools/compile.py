@@ -16,7 +16,8 @@ Examples:
   moeloom compile gpt-oss-20b/ -o model.moel
   moeloom compile gpt-oss-20b/ -o model.moel --activations bf16 --stages 2
   moeloom compile mixtral/ -o model.moel --quantize-weights mxfp4 --require-fusion 64
-  moeloom compile gpt-oss-120b/config.json -o shape.moel --weights none
+  moeloom compile gpt-oss-120b/ -o model.moel --weights reference
+  moeloom compile gpt-oss-120b/config.json -o shape.moel --weights random --seed 1
   moeloom compile models.py:tiny_block -o block.moel
   moeloom compile layer.mlir -o layer.moel --dump-phases phases/"""
 
@@ -61,11 +62,13 @@ Examples:
 @click.option("--quantize-weights", type=click.Choice(["mxfp4"]), help="Quantise the weights of a bf16 checkpoint.")
 @click.option(
     "--weights",
-    type=click.Choice(["copy", "none"]),
+    type=click.Choice(["copy", "reference", "random", "none"]),
     default="copy",
     show_default=True,
-    help="Pack the weights into the artifact, or leave them out.",
+    help="Pack the weights into the artifact; pack them at load from where the checkpoint lies now; make them at load "
+    "from --seed; or leave them out.",
 )
+@click.option("--seed", default=0, show_default=True, help="Seed of random weights.")
 @click.option(
     "--require-fusion", type=click.IntRange(0), default=0, metavar="N", help="Fail if fewer sites were fused."
 )
@@ -75,8 +78,8 @@ Examples:
 def command(model: str, artifact: Path, targets: Sequence[str], stages: str, as_json: bool, **options: Any) -> None:
     """Compile MODEL into an artifact.
 
-    MODEL is a checkpoint directory (config.json and safetensors), a config.json alone (no weights), a Python
-    `module:factory` or `file.py:factory` that returns a torch module, or an .mlir file.
+    MODEL is a checkpoint directory (config.json and safetensors), a config.json alone (--weights random or none), a
+    Python `module:factory` or `file.py:factory` that returns a torch module, or an .mlir file.
     """
     # transformers imports torchao where it is installed, which then complains about libraries for other machines.
     logging.getLogger("torchao").setLevel(logging.ERROR)

@@ -1,6 +1,7 @@
 """`moeloom inspect`: what an artifact holds, what was fused and why not, which kernel runs for any number of tokens."""
 
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,6 @@ def describe(manifest: "Manifest", tokens: Sequence[int]) -> dict[str, Any]:
 
 
 def _target(manifest: "Manifest", target: "Target", tokens: Sequence[int]) -> dict[str, Any]:
-    tensors = manifest.map_weights(target.name)
     users: dict[str, list[str]] = {}
     for entry in manifest.entries.values():
         users.setdefault(entry.program, []).append(entry.name)
@@ -61,8 +61,18 @@ def _target(manifest: "Manifest", target: "Target", tokens: Sequence[int]) -> di
         "target": target.name,
         "libraries": [{"tier": own.tier, "features": list(own.features)} for own in target.libraries],
         "runs_here": _tier_here(target),
-        "weights_bytes": sum(tensor.nbytes for tensor in tensors.values()),
+        "weights_bytes": sum(weight_sizes(manifest, target).values()),
         "programs": [_program(target, target.programs[name], entries, tokens) for name, entries in users.items()],
+    }
+
+
+def weight_sizes(manifest: "Manifest", target: "Target") -> dict[str, int]:
+    """Bytes of every packed weight that the entries read, wherever it comes from."""
+    programs = ((entry.prefix, target.programs[entry.program]) for entry in manifest.entries.values())
+    return {
+        prefix + weight.name: prod(weight.tensor.at(0)) * weight.tensor.storage.itemsize
+        for prefix, program in programs
+        for weight in program.weights
     }
 
 
