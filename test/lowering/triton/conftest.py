@@ -1,11 +1,14 @@
-"""Runs a Triton template on the CPU, by Triton's interpreter."""
+"""Runs a Triton template on the CPU, by Triton's interpreter, and compiles templates of the tests' own."""
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
 from torch import Tensor
 
+from moeloom.lowering.triton import build
 from moeloom.lowering.triton.templates import TEMPLATES
 
 
@@ -31,3 +34,12 @@ def interpret() -> Callable[..., None]:
         kernel.function[(tiles, 1, 1)](**arguments, M=m, TARGET="", **kernel.constants(params))
 
     return run
+
+
+@pytest.fixture
+def own_templates(monkeypatch) -> None:
+    """Adds the templates of worker_of_test.py, for this process and for the workers."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    monkeypatch.setattr(build, "WORKER", "worker_of_test")
+    for name, template in import_module("worker_of_test").OWN.items():
+        monkeypatch.setitem(TEMPLATES, name, template)
