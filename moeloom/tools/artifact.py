@@ -31,24 +31,32 @@ def artifact_argument(function: Callable) -> Callable:
     return click.argument("artifact", type=click.Path(path_type=Path))(function)
 
 
-def device_options(function: Callable) -> Callable:
-    """--threads and --tier: how the CPU runs an artifact."""
-    function = click.option("--tier", help="Kernel library by name (default: the best this CPU runs).")(function)
-    threads = click.IntRange(1)
-    return click.option("--threads", type=threads, metavar="N", help="Threads (default: every CPU it may use).")(
-        function
-    )
+def load_options(function: Callable) -> Callable:
+    """How an artifact is loaded; the command passes them on to `moeloom.load`."""
+    for option in (
+        click.option(
+            "--weights-from",
+            "weights",
+            type=click.Path(path_type=Path),
+            metavar="DIR",
+            help="Pack the weights from this checkpoint directory.",
+        ),
+        click.option("--tier", help="Kernel library by name (default: the best this CPU runs)."),
+        click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads (default: every CPU it may use)."),
+    ):
+        function = option(function)
+    return function
 
 
 def json_option(function: Callable) -> Callable:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
 
 
-def open_artifact(path: Path, threads: int | None, tier: str | None) -> "Executable":
-    """The artifact at `path`, loaded and ready to run."""
+def open_artifact(path: Path, **load: Any) -> "Executable":
+    """The artifact at `path`, loaded as `load_options` say."""
     import moeloom
 
-    return moeloom.load(path, threads=threads, tier=tier)
+    return moeloom.load(path, **load)
 
 
 def blocks(entries: Sequence[str]) -> list[str]:

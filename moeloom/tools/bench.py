@@ -10,8 +10,8 @@ from moeloom.tools import output
 from moeloom.tools.artifact import (
     Tokens,
     blocks,
-    device_options,
     json_option,
+    load_options,
     named_entries,
     open_artifact,
 )
@@ -40,7 +40,7 @@ Against other libraries: benchmarks/ in the repository."""
 @click.option("--tokens", type=Tokens(), default="1,4,16", show_default=True, help="Numbers of tokens.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the random inputs.")
 @click.option("--fusion", "both", is_flag=True, help="Time each artifact with the fused and with the split quantiser.")
-@device_options
+@load_options
 @json_option
 def command(
     artifacts: Sequence[Path],
@@ -48,9 +48,8 @@ def command(
     tokens: tuple[int, ...],
     seed: int,
     both: bool,
-    threads: int | None,
-    tier: str | None,
     as_json: bool,
+    **load: Any,
 ) -> None:
     """Median time of a call for each of ARTIFACTS, measured in turns.
 
@@ -58,7 +57,7 @@ def command(
     floor is the bytes of the weights that a call touches over the read bandwidth, measured before and after each row
     with the same threads.
     """
-    opened = [open_artifact(path, threads, tier) for path in artifacts]
+    opened = [open_artifact(path, **load) for path in artifacts]
     names = [str(path) for path in artifacts]
     if both:
         from moeloom.check import forced

@@ -4,11 +4,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
 from moeloom.tools import output
-from moeloom.tools.artifact import Tokens, artifact_argument, device_options, json_option, named_entries, open_artifact
+from moeloom.tools.artifact import Tokens, artifact_argument, json_option, load_options, named_entries, open_artifact
 from moeloom.tools.errors import EXIT_FAILED_CHECK
 
 EPILOG = """\b
@@ -22,16 +23,15 @@ Examples:
 @click.option("--entry", "entries", multiple=True, metavar="NAME", help="Entry to check; may be given again.")
 @click.option("--tokens", type=Tokens(), default="1,5,16", show_default=True, help="Numbers of tokens.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the random inputs.")
-@device_options
+@load_options
 @json_option
 def command(
     artifact: Path,
     entries: Sequence[str],
     tokens: tuple[int, ...],
     seed: int,
-    threads: int | None,
-    tier: str | None,
     as_json: bool,
+    **load: Any,
 ) -> None:
     """Compare the entries of ARTIFACT (default: one of each program) with a float64 reference on the same weights.
 
@@ -40,7 +40,7 @@ def command(
     """
     from moeloom.check import Figure, check
 
-    with open_artifact(artifact, threads, tier) as executable, output.progress() as progress:
+    with open_artifact(artifact, **load) as executable, output.progress() as progress:
         known = executable.manifest.entries
         firsts = {known[name].program: name for name in reversed(executable.entries)}
         chosen = named_entries(executable.entries, entries, list(reversed(firsts.values())))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moeloom.tools import output
-from moeloom.tools.artifact import artifact_argument, blocks, device_options, json_option, named_entries, open_artifact
+from moeloom.tools.artifact import artifact_argument, blocks, json_option, load_options, named_entries, open_artifact
 from moeloom.tools.errors import CommandError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ Examples:
 @click.option("--output", "target", type=click.Path(path_type=Path), help="Write the outputs to a safetensors file.")
 @click.option("--tokens", type=click.IntRange(1), default=4, show_default=True, help="Tokens of random inputs.")
 @click.option("--seed", default=0, show_default=True, help="Seed of random inputs.")
-@device_options
+@load_options
 @json_option
 def command(
     artifact: Path,
@@ -35,14 +35,13 @@ def command(
     target: Path | None,
     tokens: int,
     seed: int,
-    threads: int | None,
-    tier: str | None,
     as_json: bool,
+    **load: Any,
 ) -> None:
     """Call an entry of ARTIFACT with inputs from a file or with seeded random ones, and print what came out."""
     from moeloom.check import inputs_of
 
-    with open_artifact(artifact, threads, tier) as executable:
+    with open_artifact(artifact, **load) as executable:
         (name,) = named_entries(executable.entries, [entry] if entry else [], blocks(executable.entries)[:1])
         inputs = read_tensors(source) if source else inputs_of(executable, name, tokens, seed)
         start = time.perf_counter()
