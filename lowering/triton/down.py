@@ -1,0 +1,82 @@
+"""Template `down`: out[split, token*k+slot] = (h[token*k+slot] @ W2[expert].T + b2) * routing weight, in f32.
+
+A tile is a sort block, BLOCK_N outputs and a split of K; the bias is in split 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from .numbers import GROUP
+from .product_params import OPTIONAL, absent, product_arguments, product_constants
+from .products import F4, load_weight, load_x, multiply
+from .scales import source_rows
+from .template import POINTERS, Params, Template
+
+
+@triton.jit
+def down_kernel(
+    x,
+    x_scales,
+    sorted_ids,
+    expert_ids,
+    num_valid,
+    sorted_weights,
+    weight,
+    weight_scales,
+    bias,
+    out,
+    M,
+    HIDDEN: tl.constexpr,
+    INTERMEDIATE: tl.constexpr,
+    TOPK: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLITS: tl.constexpr,
+    X: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    TARGET: tl.constexpr,
+):
+    tiles: tl.constexpr = (HIDDEN + BLOCK_N - 1) // BLOCK_N
+    tile = tl.program_id(0) // SPLITS
+    split = tl.program_id(0) % SPLITS
+    block = tile // tiles
+    row, used = block.to(tl.int64) * BLOCK, tl.load(num_valid)
+    if row >= used:
+        return
+    rows, live = source_rows(sorted_ids, row, used, BLOCK, 2, TOPK)
+    outputs = tile % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
+    present = outputs < HIDDEN
+    expert = tl.load(expert_ids + block).to(tl.int64)
+    codes = weight + expert * (HIDDEN * (INTERMEDIATE // 2))
+    scales = weight_scales + expert * (HIDDEN * (INTERMEDIATE // GROUP))
+    x_rows = x + rows * (INTERMEDIATE // 2 if X == F4 else INTERMEDIATE)
+    sums = tl.zeros([BLOCK, BLOCK_N], tl.float32)
+    span: tl.constexpr = ((INTERMEDIATE + BLOCK_K - 1) // BLOCK_K + SPLITS - 1) // SPLITS * BLOCK_K
+    for k in tl.range(split * span, min(split * span + span, INTERMEDIATE), BLOCK_K):
+        a, a_scales = load_x(x_rows, live, x_scales, row, k, INTERMEDIATE, BLOCK, BLOCK_K, X, LAYOUT)
+        w, w_scales = load_weight(codes, scales, outputs, present, k, INTERMEDIATE, BLOCK_K)
+        sums = multiply(sums, a, a_scales, w, w_scales, X)
+    if bias is not None:
+        biased = tl.where(split == 0, HIDDEN, 0)
+        sums += tl.load(bias + expert * HIDDEN + outputs, mask=outputs < biased, other=0)[None, :]
+    if sorted_weights is not None:
+        sums *= tl.load(sorted_weights + row + tl.arange(0, BLOCK))[:, None]
+    places = (split.to(tl.int64) * M * TOPK + rows)[:, None] * HIDDEN + outputs[None, :]
+    tl.store(out + places, sums, mask=live[:, None] & present[None, :])
+
+
+def arguments(params: Params) -> list[tuple[str, str]]:
+    """Operands of docs/program.md; x is dense."""
+    return [("x", POINTERS[params["x"]]), *product_arguments(params), ("out", "*fp32")]
+
+
+def constants(params: Params) -> dict[str, Any]:
+    return {**absent(OPTIONAL, arguments(params)), **product_constants(params), "SPLITS": params["splits"]}
+
+
+DOWN = Template(down_kernel, arguments, constants)
