@@ -68,6 +68,21 @@ def test_unpack_is_the_inverse(kind: str, order: str) -> None:
     assert torch.equal(packing.unpack(r, packed(r, {"w": tensor})), tensor)
 
 
+@pytest.mark.parametrize("order", ORDERS)
+def test_row_major_has_gate_rows_first(order: str) -> None:
+    """As the checkpoint has them, but all gate rows stand before all up rows; and back."""
+    half = ROWS // 2
+    wide = {"payload": random_bytes(EXPERTS, ROWS, COLUMNS // 2), "scales": random_bytes(EXPERTS, ROWS, COLUMNS // 32)}
+    for kind, tensor in (wide | {"bias": torch.randn(EXPERTS, ROWS)}).items():
+        r = recipe(kind, order, "w", layout="row_major")
+        out = packed(r, {"w": tensor})
+        assert out.shape == tensor.shape
+        for row in range(ROWS):
+            source = row if order != "gate_up_interleaved" else 2 * (row % half) + row // half
+            assert torch.equal(out[:, row], tensor[:, source])
+        assert torch.equal(packing.unpack(r, out), tensor)
+
+
 def test_pattern_stacks_gate_over_up() -> None:
     parts = {f"{e}.{n}": random_bytes(ROWS // 2, COLUMNS // 2) for e in range(EXPERTS) for n in ("gate", "up")}
     stacked = torch.stack([torch.cat([parts[f"{e}.gate"], parts[f"{e}.up"]]) for e in range(EXPERTS)])
