@@ -1,0 +1,59 @@
+"""Template `combine`: out[token] = the sum of its experts' weighted rows in slot order, in f32."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .live_slots import expert_of, live_tokens, optional_constants, optional_operands
+from .template import POINTERS, Params, Template
+
+
+@triton.jit
+def combine_kernel(
+    rows,
+    ids,
+    num_tokens,
+    expert_map,
+    out,
+    M,
+    TARGET: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    TOPK: tl.constexpr,
+    MAP: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """A tile is ROWS tokens by BLOCK_N columns. Rows without an expert hold anything, NaN too: they are not read."""
+    column_tiles: tl.constexpr = (COLUMNS + BLOCK_N - 1) // BLOCK_N
+    token = tl.program_id(0) // column_tiles * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(0) % column_tiles * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = column < COLUMNS
+    live = token < live_tokens(num_tokens, M)
+    total = tl.zeros([ROWS, BLOCK_N], tl.float32)
+    for slot in tl.static_range(TOPK):
+        row = token.to(tl.int64) * TOPK + slot
+        named = tl.load(ids + row, mask=live, other=-1)
+        here = expert_of(named, expert_map, EXPERTS, MAP) >= 0
+        value = tl.zeros([ROWS, BLOCK_N], tl.float32)
+        for split in tl.static_range(SPLITS):
+            start = (row + tl.cast(M, tl.int64) * (TOPK * split)) * COLUMNS
+            value += tl.load(rows + start[:, None] + column[None, :], mask=here[:, None] & inside[None, :], other=0.0)
+        total += value
+    start = token.to(tl.int64) * COLUMNS
+    written = (token < M)[:, None] & inside[None, :]
+    tl.store(out + start[:, None] + column[None, :], total.to(out.dtype.element_ty), mask=written)
+
+
+def _arguments(params: Params) -> list[tuple[str, str]]:
+    return [("rows", "*fp32"), ("ids", "*i32"), *optional_operands(params), ("out", POINTERS[params["out"]])]
+
+
+def _constants(params: Params) -> dict[str, object]:
+    sizes = {name.upper(): params[name] for name in ("columns", "splits", "rows", "block_n")}
+    return optional_constants(params) | sizes
+
+
+COMBINE = Template(combine_kernel, _arguments, _constants)
