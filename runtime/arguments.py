@@ -14,12 +14,11 @@ MAX_TOKENS = 1 << 24  # exclusive: a sorted id has 24 bits for the token
 class Arguments:
     """What the entry `name` of `program` takes and makes."""
 
-    def __init__(self, name: str, program: Program):
-        self.name, self.program = name, program
+    def __init__(self, name: str, program: Program, device: torch.device):
+        self.name, self.program, self.device = name, program, device
         self._names = [item.name for item in program.inputs]
         self._rows_of = next((i for i, item in enumerate(program.inputs) if item.tensor.shape[:1] == ("M",)), None)
         self._shapes: dict[int, tuple[list, list]] = {}
-        self._live_tokens: dict[int, Tensor] = {}
 
     def by_position(self, inputs: Sequence[Tensor], named: Mapping[str, Tensor]) -> list[Tensor | None]:
         """One tensor an input of the program, None where it is left out."""
@@ -57,11 +56,11 @@ class Arguments:
         return self._shapes[m]
 
     def check(self, given: list[Tensor | None], m: int) -> dict[int, Tensor]:
-        """The inputs by value number, every one of them fitting; left-out live token counts are M."""
+        """The inputs by value number, every one of them fitting, without the optional ones that are left out."""
         live = {}
         for tensor, about, shape in zip(given, self.program.inputs, self._shapes_at(m)[0], strict=True):
             if tensor is None and about.optional:
-                tensor = self._all_live(m)
+                continue
             if not isinstance(tensor, Tensor):
                 raise LaunchError(_mismatch(about, tensor))
             if tensor.dtype is not about.tensor.storage:
@@ -70,35 +69,32 @@ class Arguments:
                 tensor = tensor.view(torch.uint8)
             if tensor.shape != shape:
                 raise LaunchError(_mismatch(about, tensor, m))
-            _check_memory(about, tensor)
+            _check_memory(about, tensor, self.device)
             live[about.value] = tensor
         return live
-
-    def _all_live(self, m: int) -> Tensor:
-        if m not in self._live_tokens:
-            self._live_tokens[m] = torch.tensor([m], dtype=torch.int32)
-        return self._live_tokens[m]
 
     def outputs(self, out: Tensor | Sequence[Tensor] | None, m: int) -> list[Tensor]:
         """`out` as a list, every tensor fitting; new tensors where it is None."""
         shapes = self._shapes_at(m)[1]
         dtypes = [o.tensor.storage for o in self.program.outputs]
         if out is None:
-            return [torch.empty(shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+            return [
+                torch.empty(shape, dtype=dtype, device=self.device) for shape, dtype in zip(shapes, dtypes, strict=True)
+            ]
         outputs = [out] if isinstance(out, Tensor) else list(out)
         if len(outputs) != len(shapes):
             raise LaunchError(f"out has {len(outputs)} tensors; {self.name} makes {len(shapes)}")
         for tensor, shape, dtype in zip(outputs, shapes, dtypes, strict=True):
-            on_cpu = tensor.device.type == "cpu"
-            if tensor.shape != shape or tensor.dtype is not dtype or not on_cpu or not tensor.is_contiguous():
-                found = f"{tensor.device.type} {_name(tensor.dtype)} {tuple(tensor.shape)}, strides {tensor.stride()}"
-                raise LaunchError(f"out is {found}; the artifact makes contiguous cpu {_name(dtype)} {shape}")
+            here = tensor.device == self.device
+            if tensor.shape != shape or tensor.dtype is not dtype or not here or not tensor.is_contiguous():
+                found = f"{tensor.device} {_name(tensor.dtype)} {tuple(tensor.shape)}, strides {tensor.stride()}"
+                raise LaunchError(f"out is {found}; the artifact makes contiguous {self.device} {_name(dtype)} {shape}")
         return outputs
 
 
-def _check_memory(about: Input, tensor: Tensor) -> None:
-    if tensor.device.type != "cpu":
-        raise LaunchError(f"argument {about.name!r} is on {tensor.device}; the artifact runs on the cpu: move it there")
+def _check_memory(about: Input, tensor: Tensor, device: torch.device) -> None:
+    if tensor.device != device:
+        raise LaunchError(f"argument {about.name!r} is on {tensor.device}; it runs on {device}: move it there")
     if tensor.is_contiguous():
         return
     if not about.strided:

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from moeloom.runtime.errors import ArtifactError
-from moeloom.runtime.program import Program, parse
+from moeloom.runtime.target import Target, parse_target
 from moeloom.runtime.weights import Spec, TensorFileWriter, map_tensors, raw_bytes
 
 SCHEMA = 1
@@ -146,30 +146,10 @@ def _exchange(new: Path, old: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Library:
-    """One native library of a target: runs where the CPU has all `features` (spelt as in /proc/cpuinfo)."""
-
-    tier: str
-    file: Path
-    sha256: str
-    features: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Entry:
     name: str
     program: str
     prefix: str
-
-
-@dataclass(frozen=True)
-class Target:
-    name: str
-    libraries: tuple[Library, ...]
-    kernels: Mapping[str, Mapping[str, Any]]
-    programs: Mapping[str, Program]
-    weights: Mapping[str, Mapping[str, Any]]
-    """{"file", "tensor", "dtype", "shape", "sha256"} by prefix + packed name."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +182,7 @@ class Manifest:
 def read(path: str | os.PathLike, verify: str = "full") -> Manifest:
     """The checked manifest of an artifact. ArtifactError when anything does not hold.
 
-    Always: schema, structure, paths, sizes, the hashes of the manifest and of every native library. With `verify`
+    Always: schema, structure, paths, sizes, the hashes of the manifest and of all native code. With `verify`
     "full" also the hash of every weight, which reads them once; "fast" leaves that out.
     """
     if verify not in VERIFY:
@@ -216,7 +196,7 @@ def read(path: str | os.PathLike, verify: str = "full") -> Manifest:
     try:
         if raw["schema"] != SCHEMA:
             raise ArtifactError(f"{path} has schema {raw['schema']}; this runtime reads {SCHEMA}. Compile it again")
-        targets = {name: _target(path, name, target) for name, target in raw["targets"].items()}
+        targets = {name: parse_target(path, name, target) for name, target in raw["targets"].items()}
         entries = {name: Entry(name, e["program"], e["prefix"]) for name, e in raw["entries"].items()}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         what = f"lacks {error}" if isinstance(error, KeyError) else f"is malformed ({error})"
@@ -240,32 +220,6 @@ def _check_hash(path: Path, text: bytes) -> None:
         raise ArtifactError(f"{path} has no readable {MANIFEST_HASH}; compile or copy it again") from None
     if hashlib.sha256(text).hexdigest() != wanted:
         raise ArtifactError(f"{path / MANIFEST} does not match {MANIFEST_HASH}; compile or copy the artifact again")
-
-
-def _target(path: Path, name: str, raw: Mapping[str, Any]) -> Target:
-    kernels = {kernel: {"template": k["template"], "params": k["params"]} for kernel, k in raw["kernels"].items()}
-    programs = {program: parse(program, text, kernels) for program, text in raw["programs"].items()}
-    libraries = []
-    for item in raw["libraries"]:
-        file = _inside(path, item["file"])
-        if hashlib.sha256(file.read_bytes()).hexdigest() != item["sha256"]:
-            raise ArtifactError(f"{file} does not match its hash in the manifest; compile or copy the artifact again")
-        libraries.append(Library(item["tier"], file, item["sha256"], tuple(item["features"])))
-    weights = {}
-    for weight, item in raw["weights"].items():
-        _inside(path, item["file"])
-        weights[weight] = {key: item[key] for key in ("file", "tensor", "dtype", "shape", "sha256")}
-    return Target(name, tuple(libraries), kernels, programs, weights)
-
-
-def _inside(path: Path, file: str) -> Path:
-    """The file of the artifact, which must exist and not lead out of it."""
-    found = path / file
-    if Path(file).is_absolute() or not found.resolve().is_relative_to(path.resolve()):
-        raise ArtifactError(f"the manifest of {path} names {file!r}, which lies outside the artifact")
-    if not found.is_file():
-        raise ArtifactError(f"{path} lacks {file}; compile or copy the artifact again")
-    return found
 
 
 def _check_weights(manifest: Manifest, target: str, tensors: Mapping[str, Tensor]) -> None:

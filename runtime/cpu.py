@@ -5,6 +5,7 @@ import hashlib
 import os
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 
@@ -12,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moeloom.runtime.artifact import Library
 from moeloom.runtime.errors import ArtifactError
-from moeloom.runtime.plan import Live, Plan, Ran
+from moeloom.runtime.plan import Plan
+from moeloom.runtime.segment import Bound, Live, Ran, Words
+from moeloom.runtime.target import CPU_ALIGNMENT, Library
 
 EPOCHS = (1 << 31) - 1
 """How many runs go by before an epoch comes again."""
+COMMAND_WORDS = 5  # kernel, args, tiles, next, finished
 COUNTERS = slice(3, 5)
 """Of a command: tiles taken and tiles finished, the epoch in the upper half."""
 
@@ -109,7 +112,8 @@ def _stop(work: Sequence[Work]) -> None:
 class Cpu:
     """A library and `threads` threads (default: the CPUs this process may use); the calling thread is one of them."""
 
-    target = "cpu"
+    torch_device = torch.device("cpu")
+    alignment = CPU_ALIGNMENT
 
     def __init__(self, libraries: Sequence[Library], *, threads: int | None = None, tier: str | None = None):
         self.library = choose(libraries, tier)
@@ -121,6 +125,7 @@ class Cpu:
         self._run.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
         self._run.restype = None
         self._epoch = 0
+        self._kernels: dict[int, str] = {}
         self._work: list[Work] = [queue.SimpleQueue() for _ in range(1, self.threads)]
         self._workers = [
             threading.Thread(target=_work, args=(work, self._run, self.threads), name=f"moeloom-{number}", daemon=True)
@@ -130,12 +135,22 @@ class Cpu:
             worker.start()
         self.close = weakref.finalize(self, _stop, self._work)
 
-    def kernel(self, name: str) -> int:
+    def commands(self, words: Words, bound: Sequence[Bound]) -> np.ndarray:
+        """i64 [n, COMMAND_WORDS], as the library's `moeloom_run` takes them."""
+        commands = np.zeros((len(bound), COMMAND_WORDS), np.int64)
+        args_at = ctypes.addressof(words)
+        for command, each in zip(commands, bound, strict=True):
+            command[:3] = (self._kernel(each.launch.kernel), args_at + 8 * each.start, each.tiles)
+        return commands
+
+    def _kernel(self, name: str) -> int:
         """The address of a kernel."""
         try:
-            return ctypes.cast(getattr(self._code, name), ctypes.c_void_p).value or 0
+            address = ctypes.cast(getattr(self._code, name), ctypes.c_void_p).value or 0
         except AttributeError:
             raise ArtifactError(f"{self.library.file} has no kernel {name!r}; compile the model again") from None
+        self._kernels[address] = name
+        return address
 
     def execute(self, plan: Plan, live: Live, outputs: Sequence[Tensor], ran: list[Ran] | None) -> None:
         """Run a plan."""
@@ -155,3 +170,18 @@ class Cpu:
         for work in self._work:
             work.put((commands, self._epoch))
         self._run(commands.ctypes.data, len(commands), self.threads, self._epoch)
+
+    def timed(self, command: np.ndarray) -> tuple[str, int, float]:
+        """Run one command, i64 [1, COMMAND_WORDS]: kernel and tiles as it names them, seconds."""
+        start = time.perf_counter()
+        self.run(command)
+        seconds = time.perf_counter() - start
+        address, _, tiles, *_ = command[0].tolist()
+        return self._kernels[address], tiles, seconds
+
+    def capturing(self) -> bool:
+        """Whether calls are being recorded instead of run: never here."""
+        return False
+
+    def synchronise(self) -> None:
+        """Nothing is under way: a call returns when it is done."""

@@ -9,17 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
+import torch
 from torch import Tensor
 
 from moeloom.runtime import artifact
 from moeloom.runtime.arguments import MAX_TOKENS, Arguments
 from moeloom.runtime.bind import bind
-from moeloom.runtime.cpu import Cpu
+from moeloom.runtime.devices import Device, open_device
 from moeloom.runtime.errors import ArtifactError, LaunchError
-from moeloom.runtime.null import Null
 from moeloom.runtime.pack import Source
-from moeloom.runtime.plan import Ran
 from moeloom.runtime.program import Launch, Program, Shaped, evaluate
+from moeloom.runtime.segment import Ran
+from moeloom.runtime.target import Target
 from moeloom.runtime.workspace import Workspace
 
 VARIANTS = (".experts", ".experts_prequantised")
@@ -36,8 +37,9 @@ class PlannedLaunch:
 
 def load(
     path: str | os.PathLike,
-    device: str = "cpu",
+    device: str | torch.device = "auto",
     *,
+    target: str | None = None,
     threads: int | None = None,
     max_tokens: int | None = None,
     tier: str | None = None,
@@ -47,20 +49,20 @@ def load(
 ) -> "Executable":
     """The artifact at `path`, checked and bound, ready to call.
 
-    device: "cpu", or "null", which runs nothing and returns zeros. threads: how many run kernels (default: the CPUs
-    this process may use). max_tokens: as `prepare`. tier: one kernel library by name (default: the best this CPU runs).
-    verify: "full" hashes the weights, "fast" does not. weights: a checkpoint directory, or tensors by name, to pack at
-    load instead of what the artifact holds or refers to. poison: fill the workspace with 0xFF before each call (tests).
-    Raises ArtifactError.
+    device: "cpu", "cuda" (torch's current GPU, of either make), "cuda:1", or "null", which runs nothing and returns
+    zeros; "auto" is the current GPU where some code of the artifact runs on it, else the CPU. target: take this one of
+    the artifact's targets. threads: how many run kernels (default: the CPUs this process may use). max_tokens: as
+    `prepare`. tier: one kernel library by name (default: the best this CPU runs). verify: "full" hashes the weights,
+    "fast" does not. weights: a checkpoint directory, or tensors by name, to pack at load instead of what the artifact
+    holds or refers to. poison: fill the workspace with 0xFF before each call (tests). Raises ArtifactError.
     """
     manifest = artifact.read(path, verify)
-    target = manifest.targets.get("cpu" if device == "null" and "cpu" in manifest.targets else device)
-    if device == "null" and target is None:
-        target = next(iter(manifest.targets.values()), None)
-    if target is None:
-        raise ArtifactError(f"{path} holds {', '.join(manifest.targets) or 'no target'}; it does not run on {device!r}")
-    runs_on = Null(target.name) if device == "null" else Cpu(target.libraries, threads=threads, tier=tier)
-    executable = Executable(manifest, target, runs_on, bind(manifest, target.name, weights), poison=poison)
+    chosen, runs_on = open_device(manifest, device, target, threads=threads, tier=tier)
+    try:
+        bound = bind(manifest, chosen.name, weights, runs_on.torch_device)
+    except torch.OutOfMemoryError as error:
+        raise ArtifactError(f"the weights of {path} do not fit: {_first_line(error)}") from None
+    executable = Executable(manifest, chosen, runs_on, bound, poison=poison)
     if max_tokens is not None:
         executable.prepare(max_tokens)
     return executable
@@ -68,21 +70,26 @@ def load(
 
 class Executable:
     """A loaded artifact. `entries` names what can be called; calls of one executable run one at a time. `weights` are
-    the packed ones, by prefix + packed name."""
+    the packed ones, by prefix + packed name, on `device.torch_device`.
+
+    On a GPU a call goes to the caller's current stream and nothing waits for it. After one call with the same M it can
+    be captured in a `torch.cuda.graph`; the graph needs the executable alive, and shares its workspace: replays and
+    other calls must follow one another on the device. The first call with some M plans, and cannot be captured.
+    """
 
     def __init__(
         self,
         manifest: artifact.Manifest,
-        target: artifact.Target,
-        device: Cpu | Null,
+        target: Target,
+        device: Device,
         weights: Mapping[str, Tensor],
         *,
         poison: bool = False,
     ):
-        self.manifest, self.device, self.weights = manifest, device, weights
+        self.manifest, self.target, self.device, self.weights = manifest, target, device, weights
         self._workspace = Workspace(device, target.programs.values(), poison=poison)
         self._entries = {
-            name: EntryPoint(entry, target.programs[entry.program], weights, self._workspace)
+            name: EntryPoint(entry, target.programs[entry.program], weights, self._workspace, device.torch_device)
             for name, entry in manifest.entries.items()
         }
         self.entries = tuple(self._entries)
@@ -115,10 +122,13 @@ class Executable:
         and, at the first call with some M, its command list; a call with more tokens is refused."""
         if not 1 <= max_tokens < MAX_TOKENS:
             raise LaunchError(f"max_tokens is {max_tokens}; it must be 1 to {MAX_TOKENS - 1}")
-        self._workspace.prepare(max_tokens)
+        try:
+            self._workspace.prepare(max_tokens)
+        except torch.OutOfMemoryError as error:
+            raise LaunchError(f"a workspace for {max_tokens} tokens does not fit: {_first_line(error)}") from None
 
     def close(self) -> None:
-        """Stop the threads. Calls are refused afterwards."""
+        """Stop the CPU's threads, or wait for the GPU. Calls on the CPU are refused afterwards."""
         self.device.close()
 
     def __enter__(self) -> "Executable":
@@ -131,9 +141,16 @@ class Executable:
 class EntryPoint:
     """One callable of an artifact: inputs by position or name -> the output (a tuple where there are several)."""
 
-    def __init__(self, entry: artifact.Entry, program: Program, weights: Mapping[str, Tensor], workspace: Workspace):
+    def __init__(
+        self,
+        entry: artifact.Entry,
+        program: Program,
+        weights: Mapping[str, Tensor],
+        workspace: Workspace,
+        device: torch.device,
+    ):
         self.name, self.program = entry.name, program
-        self._arguments = Arguments(entry.name, program)
+        self._arguments = Arguments(entry.name, program, device)
         self._workspace = workspace
         self._weights: dict[int, Tensor] = {}
         self._missing = ""
@@ -149,7 +166,7 @@ class EntryPoint:
         return self._run(inputs, named, out, None)
 
     def trace(self, *inputs: Tensor, out: Tensor | Sequence[Tensor] | None = None, **named: Tensor):
-        """(result, launches that ran), each launch handed to the threads alone and noted after it ran."""
+        """(result, launches that ran), each launch run alone and noted after it ran."""
         ran: list[Ran] = []
         return self._run(inputs, named, out, ran), ran
 
@@ -167,12 +184,19 @@ class EntryPoint:
         given = self._arguments.by_position(inputs, named)
         m = self._arguments.tokens(given)
         live = self._arguments.check(given, m)
-        outputs = self._arguments.outputs(out, m)
-        if m:
-            self._workspace.run(self.name, self.program, m, self._weights, live, outputs, ran)
+        try:
+            outputs = self._arguments.outputs(out, m)
+            if m:
+                self._workspace.run(self.name, self.program, m, self._weights, live, outputs, ran)
+        except torch.OutOfMemoryError as error:
+            raise LaunchError(f"{m} tokens do not fit: {_first_line(error)}") from None
         if out is not None:
             return out
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _checked_weight(name: str, tensor: Tensor, about: Shaped) -> Tensor:

@@ -4,123 +4,43 @@ Whatever lies in the workspace or among the weights has a fixed address; inputs,
 into the command lists at each call.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from moeloom.runtime.errors import ArtifactError
-from moeloom.runtime.program import Aten, Launch, Program, Shaped, evaluate
+from moeloom.runtime.program import Aten, Launch, Program, Shaped
+from moeloom.runtime.segment import Device, Live, Ran, Segment
 
-ALIGNMENT = 64  # bytes: slots start on a cache line
-COMMAND_WORDS = 5  # kernel, args, tiles, next, finished
 SMALL_BYTES = 1 << 20
 """ATen operators that read less run on one thread. After a parallel one, torch's threads spin for milliseconds on the
 cores that the next kernels need: a router of 0.2 MB cost 3 ms that way."""
 SIZES = ("aten.size.int", "aten.sym_size.int")
+POISON = 0xFF
 COPIES = ("aten.to.dtype", "aten._to_copy.default", "aten.clone.default", "aten.contiguous.default")
-Live = dict[int, Any]
 
 
-class Device(Protocol):
-    """What a plan needs of a device."""
-
-    def kernel(self, name: str) -> int: ...
-
-    def run(self, commands: np.ndarray) -> None: ...
-
-
-@dataclass(frozen=True)
-class Ran:
-    """One launch that ran, read back from the command that ran it; `seconds` spans the hand-off to the threads."""
-
-    kernel: str
-    op: str
-    tiles: int
-    seconds: float
-
-
-def slot_offsets(program: Program, max_m: int) -> tuple[list[int], int]:
-    """Where each slot starts in the workspace, and the workspace's size, in bytes."""
+def slot_offsets(program: Program, max_m: int, alignment: int) -> tuple[list[int], int]:
+    """Where each slot starts in the workspace, a multiple of `alignment`, and the workspace's size, in bytes."""
     offsets, end = [], 0
     for size in program.slot_bytes(max_m):
         offsets.append(end)
-        end += -(-size // ALIGNMENT) * ALIGNMENT
+        end += -(-size // alignment) * alignment
     return offsets, end
-
-
-class Segment:
-    """Launches that run in one hand-off to the threads."""
-
-    def __init__(self, device: Device, m: int):
-        self._device, self._m = device, m
-        self.launches: list[Launch] = []
-        self._words: list[int] = []
-        self._starts: list[int] = []
-        self._patches: list[tuple[int, int, bool]] = []
-
-    def add(self, launch: Launch, fixed: Mapping[int, Any]) -> None:
-        self.launches.append(launch)
-        self._starts.append(len(self._words))
-        for position, value in enumerate((*launch.operands, *launch.results)):
-            strided = position in launch.strided
-            tensor = fixed.get(value)
-            if tensor is None:
-                self._patches.append((len(self._words), value, strided))
-            elif not _dense(tensor, strided):
-                raise ArtifactError(f"{launch.op} reads value {value} through a view it cannot read; compile again")
-            self._words.append(0 if tensor is None else tensor.data_ptr())
-            if strided:
-                self._words.append(0 if tensor is None else tensor.stride(0))
-        self._words.append(self._m)
-
-    def finish(self) -> None:
-        """Lay out the commands: from here on only patches change."""
-        self._args = np.array(self._words, np.int64)
-        args_at = self._args.ctypes.data
-        self._commands = np.zeros((len(self.launches), COMMAND_WORDS), np.int64)
-        for command, launch, start in zip(self._commands, self.launches, self._starts, strict=True):
-            command[:3] = (self._device.kernel(launch.kernel), args_at + 8 * start, evaluate(launch.tiles, self._m))
-        self._names = {self._device.kernel(launch.kernel): launch.kernel for launch in self.launches}
-
-    def run(self, live: Live) -> None:
-        self._patch(live)
-        self._device.run(self._commands)
-
-    def trace(self, live: Live, ran: list[Ran]) -> None:
-        """As `run`, one command at a time; notes each after it ran."""
-        self._patch(live)
-        for number, launch in enumerate(self.launches):
-            start = time.perf_counter()
-            self._device.run(self._commands[number : number + 1])
-            seconds = time.perf_counter() - start
-            address, _, tiles, *_ = self._commands[number].tolist()
-            ran.append(Ran(self._names[address], launch.op, tiles, seconds))
-
-    def _patch(self, live: Live) -> None:
-        args = self._args
-        for position, value, strided in self._patches:
-            tensor = live[value]
-            args[position] = tensor.data_ptr()
-            if strided:
-                args[position + 1] = tensor.stride(0)
-
-
-def _dense(tensor: Tensor, strided: bool) -> bool:
-    return tensor.is_contiguous() or (strided and tensor.dim() == 2 and tensor.stride(1) == 1)
 
 
 class AtenCall:
     """One ATen operator; its results are written into planned tensors, by its `out` form where there is one."""
 
-    def __init__(self, step: Aten, op: Any, given: list, planned: frozenset[int], small: bool):
+    def __init__(self, step: Aten, op: Any, given: list, planned: frozenset[int], place: torch.device, small: bool):
         about = op._schema.arguments[: len(given)]
         self.args = [arg for arg, a in zip(given, about, strict=True) if not a.kwarg_only]
         self.kwargs = {a.name: arg for arg, a in zip(given, about, strict=True) if a.kwarg_only}
+        if any(a.name == "device" for a in op._schema.arguments):
+            self.kwargs["device"] = place  # a program imported on the CPU makes its constants where it runs
         self.results = step.results
         self._op, self._planned, self._small = op, planned, small
         alone = len(step.results) == 1 and step.results[0] in planned
@@ -209,18 +129,28 @@ class Plan:
     """The steps of `program` at M = `m`, bound to a workspace and to weights by value number."""
 
     def __init__(
-        self, program: Program, m: int, weights: Mapping[int, Tensor], workspace: Tensor, max_m: int, device: Device
+        self,
+        program: Program,
+        m: int,
+        weights: Mapping[int, Tensor],
+        workspace: Tensor,
+        max_m: int,
+        device: Device,
+        *,
+        poison: bool = False,
     ):
-        self.m = m
+        self.m, self._poison = m, poison
         self._device, self._workspace = device, workspace
         self._shaped: dict[int, Shaped] = {v: value.tensor for v, value in program.values.items()}
         self._shaped |= {item.value: item.tensor for item in program.inputs}
         self._shaped |= {item.value: item.tensor for item in program.outputs}
         self._fixed: dict[int, Any] = dict(weights)
-        self._place(program, max_m)
+        self._place(program, max_m, device.alignment)
         self._early: list[AtenCall] = []
         self._items: list[Segment | AtenCall] = []
         self._inputs = {item.value for item in program.inputs}
+        self._optional = [item.value for item in program.inputs if item.optional]
+        self._all_live = torch.full((1,), m, dtype=torch.int32, device=device.torch_device)
         self._at_call = set(self._inputs)
         self.launches: list[Launch] = []
         self._outputs = [o.value for o in program.outputs]
@@ -235,8 +165,8 @@ class Plan:
             if isinstance(item, Segment):
                 item.finish()
 
-    def _place(self, program: Program, max_m: int) -> None:
-        offsets, _ = slot_offsets(program, max_m)
+    def _place(self, program: Program, max_m: int, alignment: int) -> None:
+        offsets, _ = slot_offsets(program, max_m, alignment)
         sizes = program.slot_bytes(max_m)
         for number, value in program.values.items():
             if value.slot is None:
@@ -265,7 +195,9 @@ class Plan:
         given = [self._arg(arg) for arg in step.args]
         planned = frozenset(r for r in step.results if r in self._fixed or r in self._written)
         references = set(_references(given))
-        call = AtenCall(step, op, given, planned, self._bytes(step.args) < SMALL_BYTES)
+        place = self._device.torch_device
+        small = place.type == "cpu" and self._bytes(step.args) < SMALL_BYTES
+        call = AtenCall(step, op, given, planned, place, small)
         if not references and not planned:
             tensors = [arg for arg in given if _has_tensor(arg)]
             results = _as_tuple(op(*call.args, **call.kwargs)) if _aliases(op) or not tensors else ()
@@ -301,7 +233,14 @@ class Plan:
         return getattr(torch, arg["dtype"]) if "dtype" in arg else arg["literal"]
 
     def run(self, live: Live, outputs: Sequence[Tensor], ran: list[Ran] | None = None) -> None:
-        """Run with the inputs' tensors by value number; `ran` collects the launches that ran."""
+        """Run with the inputs' tensors by value number; `ran` collects the launches that ran.
+
+        An optional input that is left out is the number of live tokens: all M.
+        """
+        if self._poison:
+            self._workspace.fill_(POISON)
+        for value in self._optional:
+            live.setdefault(value, self._all_live)
         copies = []
         for value, out in zip(self._outputs, outputs, strict=True):
             if value in self._written and value not in live:

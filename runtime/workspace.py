@@ -6,19 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from moeloom.runtime.cpu import Cpu
+from moeloom.runtime.devices import Device
 from moeloom.runtime.errors import LaunchError
-from moeloom.runtime.null import Null
-from moeloom.runtime.plan import Live, Plan, Ran, slot_offsets
+from moeloom.runtime.plan import Plan, slot_offsets
 from moeloom.runtime.program import Program
-
-POISON = 0xFF
+from moeloom.runtime.segment import Live, Ran
 
 
 class Workspace:
     """Memory for the intermediate tensors of all `programs`, which therefore run one at a time."""
 
-    def __init__(self, device: Cpu | Null, programs: Iterable[Program], *, poison: bool):
+    def __init__(self, device: Device, programs: Iterable[Program], *, poison: bool):
         self._device, self._programs, self._poison = device, list(programs), poison
         self._lock = threading.Lock()
         self._plans: dict[tuple[str, int], Plan] = {}
@@ -48,20 +46,25 @@ class Workspace:
     ) -> None:
         """Run `program` at M = `m` with inputs `live` and weights by value number; `ran` collects its launches."""
         with self._lock:
-            if m > self._capacity and self._fixed:
-                raise LaunchError(f"M is {m}; the workspace is planned for {self._capacity}: call prepare({m}) first")
-            if m > self._capacity:
-                self._grow(m)
             plan = self._plans.get((entry, m))
             if plan is None:
-                plan = Plan(program, m, weights, self._memory, self._capacity, self._device)
-                self._plans[entry, m] = plan
-            if self._poison:
-                self._memory.fill_(POISON)
+                plan = self._plans[entry, m] = self._plan(program, m, weights)
             self._device.execute(plan, live, outputs, ran)
 
+    def _plan(self, program: Program, m: int, weights: Mapping[int, Tensor]) -> Plan:
+        if self._device.capturing():
+            raise LaunchError(f"a graph cannot capture the first call with M = {m}: make one before the capture")
+        if m > self._capacity and self._fixed:
+            raise LaunchError(f"M is {m}; the workspace is planned for {self._capacity}: call prepare({m}) first")
+        if m > self._capacity:
+            self._grow(m)
+        return Plan(program, m, weights, self._memory, self._capacity, self._device, poison=self._poison)
+
     def _grow(self, max_tokens: int) -> None:
+        self._device.synchronise()  # calls under way on other streams still use the memory that goes
         self._plans.clear()
-        size = max((slot_offsets(program, max_tokens)[1] for program in self._programs), default=0)
-        self._memory = torch.empty(size, dtype=torch.uint8)
+        alignment = self._device.alignment
+        size = max((slot_offsets(program, max_tokens, alignment)[1] for program in self._programs), default=0)
+        self._memory = torch.empty(0)
+        self._memory = torch.empty(size, dtype=torch.uint8, device=self._device.torch_device)
         self._capacity = max_tokens

@@ -91,7 +91,11 @@ def _program(target: "Target", program: "Program", entries: Sequence[str], token
     from moeloom.runtime.plan import slot_offsets
 
     at = [
-        {"tokens": m, "workspace_bytes": slot_offsets(program, m)[1], "steps": _steps(target, program.steps, m, "")}
+        {
+            "tokens": m,
+            "workspace_bytes": slot_offsets(program, m, target.alignment)[1],
+            "steps": _steps(target, program.steps, m, ""),
+        }
         for m in tokens
     ]
     return {

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from moeloom.runtime.artifact import Library
 from moeloom.runtime.cpu import choose, features
 from moeloom.runtime.errors import ArtifactError
 from moeloom.runtime.executable import load
+from moeloom.runtime.target import Library
 
 BEST = Library("avx512bf16", Path("a.so"), "", ("avx512f", "avx512_bf16"))
 MIDDLE = Library("avx2", Path("b.so"), "", ("avx2",))

@@ -188,5 +188,5 @@ def test_threads_end_with_the_executable(made: Path) -> None:
 
 
 def test_no_device(made: Path) -> None:
-    with pytest.raises(ArtifactError, match="holds cpu; it does not run on 'gfx950'"):
+    with pytest.raises(ArtifactError, match="there is no device 'gfx950'; it must be auto, cpu, cuda, cuda:N or null"):
         load(made, "gfx950")

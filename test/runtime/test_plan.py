@@ -9,8 +9,10 @@ from moeloom.runtime.errors import ArtifactError
 from moeloom.runtime.null import Null
 from moeloom.runtime.plan import Plan, slot_offsets
 from moeloom.runtime.program import evaluate, parse
+from moeloom.runtime.target import Target
 
 ROWS = ["M", 4]
+NULL = Null(Target("cpu", (), {}, {}, {}))
 
 
 def tensor(slot: int | None = 0, dtype: str = "float32", shape: list | None = None) -> dict:
@@ -38,8 +40,8 @@ def run(m: int, values: dict, steps: list, output: int = 9, shape: list | None =
     program = parse("p", raw, {})
     generator = torch.Generator().manual_seed(m)
     x, w = torch.randn(m, 4, generator=generator), torch.randn(4, 4, generator=generator)
-    workspace = torch.full((slot_offsets(program, 16)[1],), 0xFF, dtype=torch.uint8)
-    plan = Plan(program, m, {1: w}, workspace, 16, Null("cpu"))
+    workspace = torch.full((slot_offsets(program, 16, 64)[1],), 0xFF, dtype=torch.uint8)
+    plan = Plan(program, m, {1: w}, workspace, 16, NULL)
     made = program.outputs[0].tensor
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # an `out` that had to be resized warns
@@ -76,7 +78,7 @@ def test_copy_allocates_nothing() -> None:
         "slots": 0,
         "steps": [aten("to.dtype", [9], value(0), {"dtype": "bfloat16"}, *[{"literal": False}] * 2, {"literal": None})],
     }
-    plan = Plan(parse("p", raw, {}), 3, {}, torch.empty(0, dtype=torch.uint8), 16, Null("cpu"))
+    plan = Plan(parse("p", raw, {}), 3, {}, torch.empty(0, dtype=torch.uint8), 16, NULL)
     x, out = torch.randn(3, 4), torch.empty(3, 4, dtype=torch.bfloat16)
     with torch.profiler.profile(profile_memory=True) as profile:
         plan.run({0: x}, [out])
@@ -207,4 +209,4 @@ def test_slots_hold_their_largest_value_within_its_guard() -> None:
     program = parse("p", raw, {})
     assert program.slot_bytes(1000) == [16000, 5000]
     assert program.slot_bytes(64) == [1600, 320]
-    assert slot_offsets(program, 65)[0] == [0, 1600] and slot_offsets(program, 65)[1] == 1600 + 384
+    assert slot_offsets(program, 65, 64)[0] == [0, 1600] and slot_offsets(program, 65, 64)[1] == 1600 + 384

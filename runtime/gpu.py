@@ -1,0 +1,220 @@
+"""GPUs: code objects loaded through the driver, launches on the caller's torch stream. No compiler runs here.
+
+A launch is one call of the driver with an array of argument addresses that is made once. Nothing synchronises, so a
+call can be captured in a graph (docs/program.md, "Kernel ABI (GPU)").
+"""
+
+import ctypes
+import hashlib
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moeloom.runtime.errors import ArtifactError, LaunchError
+from moeloom.runtime.plan import Plan
+from moeloom.runtime.segment import Bound, Live, Ran, Words
+from moeloom.runtime.target import GPU_ALIGNMENT, Target, Variant
+
+MOST_TILES = (1 << 31) - 1  # of a grid's first dimension
+Handle = int
+"""A module, a function or a stream of the driver."""
+
+
+class Driver:
+    """The entry points of a GPU driver that CUDA and HIP have in common, for one device. Errors are ArtifactError."""
+
+    library: str
+    load_entry: str
+    function_entry: str
+    launch_entry: str
+
+    def __init__(self, index: int):
+        self.torch_device = torch.device("cuda", index)  # torch's name for the GPUs of both makers
+        self.code = self.open()
+        handle, text = ctypes.c_void_p, ctypes.c_char_p
+        out, number = ctypes.POINTER(ctypes.c_void_p), ctypes.c_uint
+        self._load = self.entry(self.load_entry, out, text)
+        self._function = self.entry(self.function_entry, out, handle, text)
+        sizes = (number,) * 7  # grid, block, shared memory
+        self.launch = self.entry(self.launch_entry, handle, *sizes, handle, handle, handle)
+
+    def open(self) -> ctypes.CDLL:
+        """The driver's library."""
+        try:
+            return ctypes.CDLL(self.library)
+        except OSError as error:
+            raise ArtifactError(f"the GPU driver {self.library} cannot be loaded: {error}") from None
+
+    def entry(self, name: str, *arguments: type) -> Any:
+        """The entry point `name`, which returns an error code."""
+        try:
+            found = getattr(self.code, name)
+        except AttributeError:
+            raise ArtifactError(f"{self.library} has no {name}; install a newer driver") from None
+        found.argtypes, found.restype = arguments, ctypes.c_int
+        return found
+
+    def error(self, code: int) -> str:
+        """What an error code means."""
+        raise NotImplementedError
+
+    def check(self, code: int, what: str) -> None:
+        if code:
+            raise ArtifactError(f"{what} on {self.torch_device}: {self.error(code)}")
+
+    def load(self, content: bytes, what: str) -> Handle:
+        """The module of a code object."""
+        module = ctypes.c_void_p()
+        self.check(self._load(ctypes.byref(module), content), f"{what} cannot be loaded")
+        return module.value or 0
+
+    def function(self, module: Handle, symbol: str, shared: int) -> Handle:
+        """A kernel of a module, ready to be launched with `shared` bytes of shared memory."""
+        found = ctypes.c_void_p()
+        code = self._function(ctypes.byref(found), module, symbol.encode())
+        self.check(code, f"kernel {symbol!r} is not to be had")
+        return found.value or 0
+
+    def current(self) -> AbstractContextManager:
+        """Makes the device torch's current one."""
+        return torch.cuda.device(self.torch_device)
+
+    def enter_thread(self) -> None:
+        """What a thread needs before its first launch, the device being torch's current one: nothing."""
+
+    def stream(self) -> torch.cuda.Stream:
+        """The caller's current stream."""
+        return torch.cuda.current_stream(self.torch_device)
+
+
+_modules: dict[tuple[torch.device, str], Handle] = {}
+
+
+def open_module(driver: Driver, variant: Variant) -> Handle:
+    """Load a code object whose bytes have the manifest's hash; once a process and device. It is never unloaded: a
+    captured graph launches it without asking."""
+    key = (driver.torch_device, variant.sha256)
+    if key not in _modules:
+        content = variant.file.read_bytes()
+        if hashlib.sha256(content).hexdigest() != variant.sha256:
+            raise ArtifactError(f"{variant.file} does not match its hash; compile or copy the artifact again")
+        _modules[key] = driver.load(content, str(variant.file))
+    return _modules[key]
+
+
+class Command:
+    """One launch: the code that fits, and the addresses of its arguments."""
+
+    def __init__(self, driver: Driver, variants: Sequence[tuple[Variant, Handle]], words: Words, bound: Bound):
+        if bound.tiles > MOST_TILES:
+            raise LaunchError(
+                f"{bound.launch.kernel} has {bound.tiles} tiles; a grid has {MOST_TILES}: use fewer tokens"
+            )
+        self.bound, self._driver, self._words = bound, driver, words
+        self._variants = [
+            (variant.divisible - 1, (function, bound.tiles, 1, 1, variant.threads, 1, 1, variant.shared))
+            for variant, function in variants
+        ]
+        scratch = max(variant.scratch for variant, _ in variants)
+        self._null = ctypes.c_int64(0)
+        addresses = [ctypes.addressof(words) + 8 * place for place in range(bound.start, bound.end)]
+        addresses += [ctypes.addressof(self._null)] * scratch
+        self._arguments = (ctypes.c_void_p * len(addresses))(*addresses)
+        # What every pointer and stride is a multiple of shows in the low bits of all of them together.
+        self._fixed_bits = 0
+        for place in range(bound.start, bound.end - 1):
+            if place not in bound.live:
+                self._fixed_bits |= words[place]
+        if not bound.live:
+            self._variants = [self._fitting(self._fixed_bits)]
+
+    def launch(self, stream: Handle) -> None:
+        """Launch on `stream`; LaunchError where no code fits the arguments, or where the driver refuses."""
+        bits, words = self._fixed_bits, self._words
+        for place in self.bound.live:
+            bits |= words[place]
+        _, sizes = self._fitting(bits)
+        if self.bound.tiles == 0:
+            return
+        code = self._driver.launch(*sizes, stream, self._arguments, None)
+        if code:
+            where = self._driver.torch_device
+            raise LaunchError(f"{self.bound.launch.kernel} cannot be launched on {where}: {self._driver.error(code)}")
+
+    def _fitting(self, bits: int) -> tuple[int, tuple]:
+        for variant in self._variants:
+            if not bits & variant[0]:
+                return variant
+        wanted = self._variants[-1][0] + 1
+        words = self._words[self.bound.start : self.bound.end - 1]
+        place, value = next((place, value) for place, value in enumerate(words) if value % wanted)
+        raise LaunchError(
+            f"no code of {self.bound.launch.kernel} fits: it takes pointers and strides in multiples of {wanted}, "
+            f"its argument {place} is {value:#x}; pass aligned tensors, or compile again"
+        )
+
+
+class Gpu:
+    """The code of `target` on the device of `driver`."""
+
+    alignment = GPU_ALIGNMENT
+    threads = 1
+
+    def __init__(self, driver: Driver, target: Target):
+        self.torch_device, self._driver = driver.torch_device, driver
+        self._stream: torch.cuda.Stream | None = None
+        self._captured: dict[int, Plan] = {}
+        with driver.current():
+            driver.enter_thread()
+            self._kernels = {
+                name: [(v, driver.function(open_module(driver, v), v.symbol, v.shared)) for v in variants]
+                for name, variants in target.variants.items()
+            }
+
+    def commands(self, words: Words, bound: Sequence[Bound]) -> list[Command]:
+        """A command for each launch."""
+        return [Command(self._driver, self._kernels[each.launch.kernel], words, each) for each in bound]
+
+    def execute(self, plan: Plan, live: Live, outputs: Sequence[Tensor], ran: list[Ran] | None) -> None:
+        """Put a plan on the caller's stream, behind what earlier calls put on others: they share a workspace."""
+        with torch.no_grad(), self._driver.current():
+            self._driver.enter_thread()
+            stream = self._driver.stream()
+            if self.capturing():
+                self._captured[id(plan)] = plan  # a graph holds addresses of the plan's memory alone
+            else:
+                if self._stream is not None and self._stream != stream:
+                    stream.wait_stream(self._stream)
+                self._stream = stream
+            plan.run(live, outputs, ran)
+
+    def run(self, commands: Sequence[Command]) -> None:
+        """Launch on the caller's stream."""
+        stream = self._driver.stream().cuda_stream
+        for command in commands:
+            command.launch(stream)
+
+    def timed(self, command: Sequence[Command]) -> tuple[str, int, float]:
+        """Launch one command and wait for it: kernel, tiles, seconds between two events."""
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        self.run(command)
+        end.record()
+        end.synchronize()
+        bound = command[0].bound
+        return bound.launch.kernel, bound.tiles, start.elapsed_time(end) / 1e3
+
+    def capturing(self) -> bool:
+        """Whether the caller's stream is recorded into a graph."""
+        return torch.cuda.is_current_stream_capturing()
+
+    def synchronise(self) -> None:
+        """Wait for everything that was put on the device."""
+        torch.cuda.synchronize(self.torch_device)
+
+    def close(self) -> None:
+        """Wait for calls under way."""
+        self.synchronise()

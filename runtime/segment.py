@@ -1,0 +1,111 @@
+"""Launches in a row, their arguments laid out once: only what belongs to the caller is written at each call."""
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from moeloom.runtime.errors import ArtifactError
+from moeloom.runtime.program import Launch, evaluate
+
+Live = dict[int, Any]
+Words = ctypes.Array
+"""i64: the arguments of a segment's launches, each launch's pointers and strides in the order of the ABI, then M."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A launch with its arguments in words `start` to `end`, M the last of them; `live` are written at each call."""
+
+    launch: Launch
+    start: int
+    end: int
+    live: tuple[int, ...]
+    tiles: int
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One launch that ran, read back from the command that ran it; `seconds` spans the hand-off to the CPU's threads,
+    on a GPU the kernel between two events."""
+
+    kernel: str
+    op: str
+    tiles: int
+    seconds: float
+
+
+class Device(Protocol):
+    """What runs the launches of a plan."""
+
+    torch_device: torch.device
+    alignment: int
+    """Bytes: where the slots of a workspace start."""
+
+    def commands(self, words: Words, bound: Sequence[Bound]) -> Any:
+        """One command a launch, in a sequence; `words` keep their address and are read at each run."""
+
+    def run(self, commands: Any) -> None:
+        """Run commands in order."""
+
+    def timed(self, command: Any) -> tuple[str, int, float]:
+        """Run a sequence of one command: kernel and tiles as the command has them, seconds."""
+
+
+class Segment:
+    """Launches without an ATen operator between them, at one M."""
+
+    def __init__(self, device: Device, m: int):
+        self._device, self._m = device, m
+        self._bound: list[Bound] = []
+        self._values: list[int] = []
+        self._patches: list[tuple[int, int, bool]] = []
+
+    def add(self, launch: Launch, fixed: Mapping[int, Any]) -> None:
+        """Append a launch; `fixed` are the tensors whose address is known now."""
+        start, live = len(self._values), []
+        for position, value in enumerate((*launch.operands, *launch.results)):
+            strided = position in launch.strided
+            tensor = fixed.get(value)
+            if tensor is None:
+                self._patches.append((len(self._values), value, strided))
+                live += range(len(self._values), len(self._values) + 1 + strided)
+            elif not _dense(tensor, strided):
+                raise ArtifactError(f"{launch.op} reads value {value} through a view it cannot read; compile again")
+            self._values.append(0 if tensor is None else tensor.data_ptr())
+            if strided:
+                self._values.append(0 if tensor is None else tensor.stride(0))
+        self._values.append(self._m)
+        tiles = evaluate(launch.tiles, self._m)
+        self._bound.append(Bound(launch, start, len(self._values), tuple(live), tiles))
+
+    def finish(self) -> None:
+        """Make the commands: from here on only the caller's tensors change."""
+        self._words = (ctypes.c_int64 * len(self._values))(*self._values)
+        self._commands = self._device.commands(self._words, self._bound)
+
+    def run(self, live: Live) -> None:
+        self._patch(live)
+        self._device.run(self._commands)
+
+    def trace(self, live: Live, ran: list[Ran]) -> None:
+        """As `run`, one command at a time; notes each after it ran."""
+        self._patch(live)
+        for number, bound in enumerate(self._bound):
+            kernel, tiles, seconds = self._device.timed(self._commands[number : number + 1])
+            ran.append(Ran(kernel, bound.launch.op, tiles, seconds))
+
+    def _patch(self, live: Live) -> None:
+        words = self._words
+        for position, value, strided in self._patches:
+            tensor = live[value]
+            words[position] = tensor.data_ptr()
+            if strided:
+                words[position + 1] = tensor.stride(0)
+
+
+def _dense(tensor: Tensor, strided: bool) -> bool:
+    return tensor.is_contiguous() or (strided and tensor.dim() == 2 and tensor.stride(1) == 1)
