@@ -135,6 +135,21 @@ def test_bench_states_time_and_floor(cli, tiny_artifact, monkeypatch):
     assert all(row["floor_seconds"] == row["touched_bytes"] / 1e9 for row in found["rows"])
 
 
+def test_random_weights_run_and_check(cli, tiny_checkpoint, tmp_path):
+    artifact = tmp_path / "a.moel"
+    assert cli("compile", tiny_checkpoint / "config.json", "-o", artifact, "--weights", "random", "--seed", 1)[0] == 0
+    assert cli("check", artifact, "--tokens", "1,33")[0] == 0
+    norm = json.loads(cli("run", artifact, "--json")[1])["outputs"]["output"]["norm"]
+    own = json.loads(cli("run", artifact, "--weights-from", tiny_checkpoint, "--json")[1])["outputs"]["output"]["norm"]
+    assert norm > 0 and own > 0 and norm != own
+    (target,) = json.loads(cli("inspect", artifact, "--json")[1])["targets"]
+    assert target["weights_bytes"] > 0
+
+
+def test_weights_from_nowhere(refused, tiny_artifact, tmp_path):
+    assert "no checkpoint directory" in refused("run", tiny_artifact, "--weights-from", tmp_path / "none")
+
+
 def test_inspect_names_what_runs(cli, tiny_artifact):
     code, out, _ = cli("inspect", tiny_artifact, "--tokens", "1,100000", "--json")
     assert code == 0
