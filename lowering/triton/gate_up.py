@@ -14,7 +14,7 @@ from .activation import gated
 from .numbers import GROUP, quantise
 from .product_params import OPTIONAL, absent, activation_constants, product_arguments, product_constants
 from .products import load_weight, load_x, multiply, scale_width
-from .scales import BLOCK_COLUMNS, BLOCK_ROWS, source_rows, store_scales
+from .scales import BLOCK_COLUMNS, BLOCK_ROWS, sorted_offset, source_rows, store_scales
 from .template import POINTERS, Params, Template
 
 
@@ -142,17 +142,26 @@ def store_slice(sorted_scales, tile, row, column, used, COLUMNS: tl.constexpr, L
     The last slice fills the columns the layout pads, the last of `used` rows the rest of its 32 rows.
     """
     ROWS: tl.constexpr = tile.shape[0]
+    GROUPS: tl.constexpr = tile.shape[1]
     width: tl.constexpr = scale_width(COLUMNS, LAYOUT)
-    groups: tl.constexpr = COLUMNS // GROUP
     store_scales(sorted_scales, tile, row, column, width, LAYOUT)
-    is_last = column + tile.shape[1] >= groups
-    zeros = tl.zeros([ROWS, BLOCK_COLUMNS], tl.uint8)
+    is_last = (column + GROUPS) * GROUP >= COLUMNS
     if is_last:
-        store_scales(sorted_scales, zeros, row, column + tile.shape[1], width, LAYOUT)
-    if (row + ROWS == used) & (used % BLOCK_ROWS != 0):
-        store_scales(sorted_scales, tl.zeros_like(tile), used, column, width, LAYOUT)
+        store_zeros(sorted_scales, row, column + GROUPS, ROWS, BLOCK_COLUMNS, width, LAYOUT)
+    if ROWS < BLOCK_ROWS and (row + ROWS == used) & (used % BLOCK_ROWS != 0):
+        store_zeros(sorted_scales, row + ROWS, column, ROWS, GROUPS, width, LAYOUT)
         if is_last:
-            store_scales(sorted_scales, zeros, used, column + tile.shape[1], width, LAYOUT)
+            store_zeros(sorted_scales, row + ROWS, column + GROUPS, ROWS, BLOCK_COLUMNS, width, LAYOUT)
+
+
+@triton.jit
+def store_zeros(
+    sorted_scales, row, column, ROWS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, LAYOUT: tl.constexpr
+):
+    """Zero scales [ROWS, GROUPS] from sorted row `row` (i64) and `column` on; columns from WIDTH on are left out."""
+    rows, columns = row + tl.arange(0, ROWS)[:, None], column + tl.arange(0, GROUPS)[None, :]
+    mask = tl.broadcast_to(columns < WIDTH, [ROWS, GROUPS])
+    tl.store(sorted_scales + sorted_offset(rows, columns, WIDTH, LAYOUT), 0, mask=mask)
 
 
 def arguments(params: Params) -> list[tuple[str, str]]:

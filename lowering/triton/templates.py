@@ -2,6 +2,27 @@
 
 from __future__ import annotations
 
+from .combine import COMBINE
+from .down import DOWN
+from .gate_up import GATE_UP
+from .one_stage import EXPERTS_ONE_STAGE
+from .quant import QUANT
+from .route import ROUTE
+from .scales import QUANT_SORT, SORT_SCALES
+from .sort_tokens import SORT_COUNT, SORT_SCAN, SORT_SCATTER, SORT_TOKENS
 from .template import Template
 
-TEMPLATES: dict[str, Template] = {}
+TEMPLATES: dict[str, Template] = {
+    "route": ROUTE,
+    "sort_tokens": SORT_TOKENS,
+    "sort_count": SORT_COUNT,
+    "sort_scan": SORT_SCAN,
+    "sort_scatter": SORT_SCATTER,
+    "quant": QUANT,
+    "sort_scales": SORT_SCALES,
+    "quant_sort": QUANT_SORT,
+    "gate_up": GATE_UP,
+    "down": DOWN,
+    "experts_one_stage": EXPERTS_ONE_STAGE,
+    "combine": COMBINE,
+}

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from moeloom.runtime import reference
 
-EXPERTS, TOPK, TOKENS, HIDDEN, INTERMEDIATE = 4, 2, 9, 96, 64
-TILE = {"block_n": 32, "block_k": 64, "num_warps": 4, "num_stages": 1}
+EXPERTS, TOPK, TOKENS, HIDDEN, INTERMEDIATE = 4, 2, 9, 96, 96
+TILE = {"block_n": 64, "block_k": 64}  # neither divides the sizes
 TOLERANCE = 1e-2  # the interpreter truncates f32 to bf16
 ACTIVATIONS = ("silu", "swiglu", "gelu", "gelu_tanh")
 
@@ -113,7 +113,33 @@ def test_gate_up(interpret, relative_l2, x, layout, block, name, has_bias, has_w
     assert_same_rows(h, wanted, relative_l2)
 
 
-@pytest.mark.parametrize("splits", [1, 2, 3])
+@pytest.mark.parametrize("layout", ["tiled_32x8", "row_major"])
+@pytest.mark.parametrize(("block", "mode"), [(16, "even"), (32, "rceil")])
+def test_requantised_gate_up(interpret, block, mode, layout):
+    """Byte for byte what quantising h and sorting its scales gives, padding included."""
+    torch.manual_seed(2)
+    routed = Routed(block)
+    assert routed.valid % 32 == block % 32, "the last 16 rows of the scales must be padding in one case"
+    operands, _ = activations(routed, 1, HIDDEN, "f4E2M1FN", layout)
+    given = [*strided(operands), *routed.listed(False), *mx_weight(2 * INTERMEDIATE, HIDDEN)]
+    params = routed.params("f4E2M1FN", layout) | {"has_bias": False, "has_weights": False}
+    params |= {"activation": "silu", "alpha": 0.0, "limit": 0.0}
+    tiles = routed.blocks * -(-INTERMEDIATE // TILE["block_n"])
+    rows = routed.tokens * routed.topk
+    h = torch.full((rows, INTERMEDIATE), torch.nan, dtype=torch.bfloat16)
+    interpret("gate_up", params | {"requantize": "none"}, given, [h], routed.tokens, tiles)
+
+    wanted, row_scales = reference.quantise(h, mode)
+    wanted_scales = reference.sort_scales(row_scales, routed.ids, routed.num_valid, 2, routed.topk, layout)
+    codes, scales = torch.full_like(wanted, 0xFF), torch.full_like(wanted_scales, 0xFF)
+    interpret("gate_up", params | {"requantize": mode}, given, [codes, scales], routed.tokens, tiles)
+    named = reference.defined_payload(routed.ids, routed.num_valid, 2, routed.topk, rows)
+    assert torch.equal(codes[named], wanted[named])
+    assert (codes[~named] == 0xFF).all()
+    assert torch.equal(scales, wanted_scales)
+
+
+@pytest.mark.parametrize("splits", [1, 2, 4])
 @pytest.mark.parametrize(
     ("x", "layout", "block", "has_bias", "has_weights"),
     [
@@ -124,7 +150,7 @@ def test_gate_up(interpret, relative_l2, x, layout, block, name, has_bias, has_w
     ],
 )
 def test_down(interpret, relative_l2, x, layout, block, has_bias, has_weights, splits):
-    """The partial sums add up; those of 3 splits over 2 steps of K include an empty one."""
+    """The partial sums add up; 4 splits of 3 steps over K include an empty one."""
     torch.manual_seed(1)
     routed = Routed(block)
     operands, values = activations(routed, 2, INTERMEDIATE, x, layout)
