@@ -108,8 +108,8 @@ def compile(
             )
         report = CompileReport(Path(output), [], seconds=job.seconds)
         manifest: dict[str, Any] = {"targets": {}, **_origin(weights, seed, imported)}
-        copies = weights == "copy" and imported.weights is not None
-        files = WeightFiles(artifact, imported.weights, job.step("weights")) if copies else None
+        copied = imported.weights if weights == "copy" else None
+        files = None if copied is None else WeightFiles(artifact, copied, job.step("weights"))
         for row in rows:
             module = _clone(imported.module)
             records = _run(job, module, phases(options, row), dump_phases, row.name)

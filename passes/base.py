@@ -11,6 +11,7 @@ Defining the class registers it under its name; `passes/__init__.py` imports eve
 """
 
 import dataclasses
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
@@ -32,7 +33,7 @@ class OptionError(ValueError):
 
 
 @dataclass
-class Pass:
+class Pass(ABC):
     """A rewrite of a whole module. Subclasses are dataclasses: a field is an option of the pipeline text."""
 
     name: ClassVar[str]
@@ -47,9 +48,9 @@ class Pass:
         for option, kind in self.options().items():
             check(self.name, option, kind, getattr(self, option))
 
+    @abstractmethod
     def run(self, module: ir.Operation, report: Report) -> None:
         """Rewrite `module` (a builtin.module) in place; decisions go to `report`. PassError where it cannot."""
-        raise NotImplementedError(f"{type(self).__name__} does not define run")
 
     @classmethod
     def options(cls) -> dict[str, Any]:

@@ -10,13 +10,13 @@ from torch_mlir.passmanager import PassManager
 from moeloom import dialects
 from moeloom.lowering.lower_to_kernels import LowerToKernels
 from moeloom.passes import ALL
-from moeloom.passes.base import OptionError
+from moeloom.passes.base import OptionError, Pass
 from moeloom.passes.diagnostics import Diagnostic, collected
 from moeloom.passes.pipeline import PipelineError, parse, run
 from moeloom.passes.report import Report
 from moeloom.tools.verify import mismatches
 
-PASSES = {**ALL, LowerToKernels.name: LowerToKernels}
+PASSES: dict[str, type[Pass]] = {**ALL, LowerToKernels.name: LowerToKernels}
 SPLIT = "// -----"
 # MLIR calls text that came from no file this.
 UNNAMED = "-"
