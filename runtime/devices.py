@@ -28,7 +28,7 @@ class Found:
     model: str
 
     def __str__(self) -> str:
-        return f"cuda:{self.index} is a {self.model} ({self.name})"
+        return f"cuda:{self.index} is {self.model} ({self.name})"
 
 
 def open_device(

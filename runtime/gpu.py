@@ -6,7 +6,7 @@ call can be captured in a graph (docs/program.md, "Kernel ABI (GPU)").
 
 import ctypes
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -88,6 +88,23 @@ class Driver:
     def stream(self) -> torch.cuda.Stream:
         """The caller's current stream."""
         return torch.cuda.current_stream(self.torch_device)
+
+    def capturing(self) -> bool:
+        """Whether the caller's stream is recorded into a graph."""
+        return torch.cuda.is_current_stream_capturing()
+
+    def synchronise(self) -> None:
+        """Wait for everything that was put on the device."""
+        torch.cuda.synchronize(self.torch_device)
+
+    def seconds(self, launch: Callable[[], None]) -> float:
+        """What `launch` puts on the caller's stream, between two events; waits for it."""
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        launch()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
 
 
 _modules: dict[tuple[torch.device, str], Handle] = {}
@@ -199,21 +216,17 @@ class Gpu:
 
     def timed(self, command: Sequence[Command]) -> tuple[str, int, float]:
         """Launch one command and wait for it: kernel, tiles, seconds between two events."""
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        self.run(command)
-        end.record()
-        end.synchronize()
+        seconds = self._driver.seconds(lambda: self.run(command))
         bound = command[0].bound
-        return bound.launch.kernel, bound.tiles, start.elapsed_time(end) / 1e3
+        return bound.launch.kernel, bound.tiles, seconds
 
     def capturing(self) -> bool:
         """Whether the caller's stream is recorded into a graph."""
-        return torch.cuda.is_current_stream_capturing()
+        return self._driver.capturing()
 
     def synchronise(self) -> None:
         """Wait for everything that was put on the device."""
-        torch.cuda.synchronize(self.torch_device)
+        self._driver.synchronise()
 
     def close(self) -> None:
         """Wait for calls under way."""

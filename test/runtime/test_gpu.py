@@ -1,0 +1,483 @@
+"""runtime/gpu.py, cuda.py, hip.py and devices.py on stand-ins for the drivers: C libraries with their entry points that
+record every launch and run the tiny kernels of conftest.py by the GPU ABI on the host's memory."""
+
+import ctypes
+import hashlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from moeloom.runtime import devices, gpu
+from moeloom.runtime.artifact import read
+from moeloom.runtime.cuda import Cuda
+from moeloom.runtime.devices import Found, runs_on
+from moeloom.runtime.errors import ArtifactError, LaunchError
+from moeloom.runtime.executable import Executable, load
+from moeloom.runtime.hip import Hip
+from moeloom.runtime.target import Architecture
+
+WIDTH = 8
+SHARED = {16: 65536, 1: 128}  # by what a variant assumes: over and under what CUDA gives without asking
+MOST_WORDS = 8
+SOURCE = """
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef CUDA
+#define NAME(cuda, hip) cuda
+#else
+#define NAME(cuda, hip) hip
+#endif
+enum { WIDTH = 8, WORDS = 8 };
+typedef struct { int64_t divisible, grid[3], block[3], shared, stream, words[WORDS], m, scratch; } Launch;
+typedef struct { const char *image; char symbol[32]; } Function;
+Launch launches[64];
+int64_t launched, refuse, attribute, attribute_value, inits, contexts;
+int NAME(cuModuleLoadData, hipModuleLoadData)(void **module, const void *image) {
+    if (memcmp(image, "code ", 5)) return 200;
+    *module = strdup(image);
+    return 0;
+}
+int NAME(cuModuleGetFunction, hipModuleGetFunction)(void **function, void *module, const char *symbol) {
+    if (strcmp(symbol, "absent") == 0) return 500;
+    Function *made = malloc(sizeof(Function));
+    made->image = module;
+    strcpy(made->symbol, symbol);
+    *function = made;
+    return 0;
+}
+int NAME(cuLaunchKernel, hipModuleLaunchKernel)(Function *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx,
+        unsigned by, unsigned bz, unsigned shared, void *stream, void **params, void **extra) {
+    if (refuse || extra) return 1;
+    int scales = !strcmp(f->symbol, "scale_rows"), count = scales ? 4 : !strcmp(f->symbol, "add_one") ? 2 : 3;
+    Launch *l = &launches[launched++];
+    *l = (Launch){atoi(f->image + 5), {gx, gy, gz}, {bx, by, bz}, shared, (int64_t)stream};
+    for (int i = 0; i < count; i++) l->words[i] = *(int64_t *)params[i];
+    l->m = *(int32_t *)params[count];
+    for (int i = 1; i <= 2; i++) l->scratch |= *(int64_t *)params[count + i];
+    float *x = (float *)l->words[0], *out = (float *)l->words[count - 1];
+    for (int64_t row = 0; row < l->m; row++) for (int c = 0; c < WIDTH; c++) {
+        if (scales) out[row * WIDTH + c] = x[row * l->words[1] + c] * ((float *)l->words[2])[c];
+        else if (count == 2) out[row * WIDTH + c] = x[row * WIDTH + c] + 1;
+        else out[row * WIDTH + c] = row < *(int32_t *)l->words[1] ? x[row * WIDTH + c] : 0;
+    }
+    return 0;
+}
+#ifdef CUDA
+int cuInit(unsigned flags) { inits++; return 0; }
+int cuDeviceGet(int *device, int index) { *device = index; return 0; }
+int cuDevicePrimaryCtxRetain(void **context, int device) { *context = (void *)(0x700000000 + device); return 0; }
+int cuCtxSetCurrent(void *context) { if (context != (void *)0x700000000) return 201; contexts++; return 0; }
+int cuFuncSetAttribute(void *f, int what, int value) { attribute = what; attribute_value = value; return 0; }
+int cuGetErrorString(int code, const char **text) { *text = code == 1 ? "invalid argument" : "bad image"; return 0; }
+#else
+const char *hipGetErrorString(int code) { return code == 1 ? "invalid argument" : "bad image"; }
+#endif
+"""
+
+
+class Recorded(ctypes.Structure):
+    """A launch as the stand-in saw it."""
+
+    _fields_ = (
+        ("divisible", ctypes.c_int64),
+        ("grid", ctypes.c_int64 * 3),
+        ("block", ctypes.c_int64 * 3),
+        ("shared", ctypes.c_int64),
+        ("stream", ctypes.c_int64),
+        ("words", ctypes.c_int64 * MOST_WORDS),
+        ("m", ctypes.c_int64),
+        ("scratch", ctypes.c_int64),
+    )
+
+
+class Stream:
+    """A stand-in for torch's streams; `waits` are the streams that it was told to wait for."""
+
+    def __init__(self, handle: int):
+        self.cuda_stream, self.waits = handle, []
+
+    def wait_stream(self, other: "Stream") -> None:
+        self.waits.append(other)
+
+
+class Machine:
+    """What the drivers of a test see: a library, the caller's stream, whether it is captured."""
+
+    def __init__(self, backend: str, library: Path):
+        self.backend, self.library = backend, library
+        self.found = Found(0, backend, {"cuda": "sm_90", "hip": "gfx942"}[backend], "GPU of paper")
+        self.stream, self.capturing = Stream(0x500000000), False
+        self.code = ctypes.CDLL(str(library))
+
+    def launches(self) -> list[Recorded]:
+        """What was launched since the last call."""
+        count = ctypes.c_int64.in_dll(self.code, "launched")
+        found = (Recorded * count.value).from_buffer_copy((Recorded * 64).in_dll(self.code, "launches"))
+        count.value = 0
+        return list(found)
+
+    def driver(self) -> gpu.Driver:
+        """A driver for the one GPU."""
+        return devices.Cuda(0) if self.backend == "cuda" else devices.Hip(0)
+
+    def number(self, name: str) -> ctypes.c_int64:
+        return ctypes.c_int64.in_dll(self.code, name)
+
+
+@pytest.fixture(scope="session", params=["cuda", "hip"])
+def stand_in(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A backend and its stand-in. For HIP the file is named as torch's own copy, which is found where it is loaded."""
+    folder = tmp_path_factory.mktemp(request.param)
+    (folder / "driver.c").write_text(SOURCE)
+    made = folder / {"cuda": "libcuda.so.1", "hip": "libamdhip64.so"}[request.param]
+    defines = ["-DCUDA"] if request.param == "cuda" else []
+    subprocess.run(["cc", "-shared", "-fPIC", *defines, "-o", made, folder / "driver.c"], check=True)
+    return request.param, made
+
+
+@pytest.fixture
+def machine(stand_in: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    """A machine with one GPU of paper, whose memory is the host's."""
+    here = Machine(*stand_in)
+
+    def on_paper(kind: type[gpu.Driver]) -> type[gpu.Driver]:
+        class Paper(kind):
+            library = str(here.library) if here.backend == "cuda" else "libamdhip64.so"
+
+            def __init__(self, index: int):
+                super().__init__(index)
+                self.torch_device = torch.device("cpu")
+
+            def current(self) -> AbstractContextManager:
+                return nullcontext()
+
+            def stream(self) -> Stream:
+                return here.stream
+
+            def capturing(self) -> bool:
+                return here.capturing
+
+            def synchronise(self) -> None:
+                pass
+
+            def seconds(self, launch: Callable[[], None]) -> float:
+                launch()
+                return 1e-6
+
+        return Paper
+
+    monkeypatch.setattr(gpu, "_modules", {})
+    monkeypatch.setattr(devices, "find_gpu", lambda index=None: here.found)
+    monkeypatch.setattr(devices, "Cuda", on_paper(Cuda))
+    monkeypatch.setattr(devices, "Hip", on_paper(Hip))
+    yield here
+    here.launches()
+    here.number("refuse").value = 0
+
+
+ARGUMENTS = {
+    "scale_rows": ["*fp32", "i64", "*fp32", "*fp32"],
+    "add_one": ["*fp32", "*fp32"],
+    "keep_live": ["*fp32", "*i32", "*fp32"],
+}
+
+
+def gpu_target(path: Path, manifest: dict, backend: str, name: str) -> dict:
+    """The tiny program for a GPU, its code objects written into the artifact that is being made."""
+    warp = 64 if backend == "hip" else 32
+    kernels = {}
+    for kernel, arguments in ARGUMENTS.items():
+        variants = []
+        for divisible, shared in SHARED.items():
+            file = f"kernels/{kernel}-{divisible}.bin"
+            content = f"code {divisible} {kernel}".encode() + b"\0"
+            (path / file).write_bytes(content)
+            made = {"divisible": divisible, "file": file, "sha256": hashlib.sha256(content).hexdigest()}
+            variants.append(made | {"symbol": kernel, "threads": 4 * warp, "scratch": 2, "shared": shared})
+        kernels[kernel] = {"template": kernel, "params": {}, "arguments": list(arguments), "variants": variants}
+    cpu = manifest["targets"]["cpu"]
+    return {
+        "architecture": {"backend": backend, "name": name, "warp_size": warp},
+        "libraries": [],
+        "kernels": kernels,
+        "programs": cpu["programs"],
+        "weights": cpu["weights"],
+    }
+
+
+@pytest.fixture
+def artifact(make_artifact: Callable[..., Path], machine: Machine, tmp_path: Path) -> Callable[..., Path]:
+    """artifact(change) -> one for the CPU and for the machine's GPU; `change` edits the GPU's target."""
+
+    def make(change: Callable[[dict], object] = lambda target: None, keep_cpu: bool = True) -> Path:
+        def add(manifest: dict) -> None:
+            (partial,) = tmp_path.glob(".gpu.moel.*.partial")
+            target = gpu_target(partial, manifest, machine.backend, machine.found.name)
+            change(target)
+            manifest["targets"][machine.found.name] = target
+            if not keep_cpu:
+                del manifest["targets"]["cpu"]
+
+        return make_artifact(tmp_path / "gpu.moel", add, overwrite=True)
+
+    return make
+
+
+def tokens(m: int) -> torch.Tensor:
+    return torch.randn(m, WIDTH, generator=torch.Generator().manual_seed(m))
+
+
+@pytest.mark.parametrize("poison", [False, True])
+def test_result(artifact: Callable, oracle: Callable, poison: bool) -> None:
+    exe = load(artifact(), poison=poison)
+    for m in (1, 4, 5, 64, 3, 5):
+        torch.testing.assert_close(exe(tokens(m)), oracle(tokens(m)))
+    live = torch.tensor([2], dtype=torch.int32)
+    torch.testing.assert_close(exe(tokens(5), live), oracle(tokens(5), 2))
+    assert exe(tokens(0)).shape == (0, WIDTH)
+
+
+def test_launches_by_the_abi(artifact: Callable, machine: Machine) -> None:
+    exe, x, out = load(artifact()), torch.randn(3, 16)[:, :WIDTH], torch.empty(3, WIDTH)
+    exe(x, out=out)
+    first, second, third = machine.launches()
+    block = 4 * (64 if machine.backend == "hip" else 32)
+    for launch in (first, second, third):
+        assert (list(launch.grid), list(launch.block)) == ([3, 1, 1], [block, 1, 1])
+        assert (launch.stream, launch.m, launch.scratch) == (0x500000000, 3, 0)
+        assert launch.divisible == 16 and launch.shared == SHARED[16]
+    assert list(first.words)[:3] == [x.data_ptr(), 16, exe.weights["b.factors"].data_ptr()]
+    assert second.words[0] == first.words[3]
+    assert third.words[2] == out.data_ptr()
+    slots = {first.words[3], second.words[1], third.words[0]}
+    assert all((slot - first.words[3]) % 256 == 0 for slot in slots)
+    if machine.backend == "cuda":
+        assert (machine.number("attribute").value, machine.number("attribute_value").value) == (8, SHARED[16])
+        assert machine.number("contexts").value > 0
+
+
+@pytest.mark.parametrize("where", ["pointer", "stride", "out"])
+def test_variant_by_alignment(artifact: Callable, machine: Machine, oracle: Callable, where: str) -> None:
+    """A misaligned tensor of the caller takes the generic code of the launches that touch it, and of no other."""
+    exe, x = load(artifact()), tokens(4)
+
+    def divisible(given: torch.Tensor, out: torch.Tensor) -> list[int]:
+        torch.testing.assert_close(exe(given.copy_(x), out=out), oracle(x))
+        return [launch.divisible for launch in machine.launches()]
+
+    aligned, out = torch.empty(4, 16)[:, :WIDTH], torch.empty(4, WIDTH)
+    odd = {
+        "pointer": (torch.empty(4 * 16 + 1)[1:].view(4, 16)[:, :WIDTH], out),
+        "stride": (torch.empty(4, 9)[:, :WIDTH], out),
+        "out": (aligned, torch.empty(4 * WIDTH + 1)[1:].view(4, WIDTH)),
+    }
+    assert divisible(*odd[where]) == ([16, 16, 1] if where == "out" else [1, 16, 16])
+    assert divisible(aligned, out) == [16, 16, 16]
+
+
+def test_no_variant_fits(artifact: Callable, machine: Machine) -> None:
+    def drop_generic(target: dict) -> None:
+        target["kernels"]["add_one"]["variants"].pop()
+
+    exe = load(artifact(drop_generic))  # its tensors lie in the workspace, so aligned code is enough
+    assert exe(tokens(4)).shape == (4, WIDTH)
+    aligned = exe.target.variants | {"scale_rows": exe.target.variants["scale_rows"][:1]}
+    target = replace(exe.target, variants=aligned)
+    narrow = Executable(exe.manifest, target, devices.Gpu(machine.driver(), target), exe.weights)
+    machine.launches()
+    with pytest.raises(LaunchError, match=r"no code of scale_rows fits: .* multiples of 16, its argument 1 is 0x9"):
+        narrow(torch.empty(4, 9)[:, :WIDTH])
+    assert machine.launches() == []
+
+
+def test_trace_agrees_with_the_plan(artifact: Callable) -> None:
+    exe = load(artifact())
+    for m in (4, 5):
+        _, ran = exe["b"].trace(tokens(m))
+        assert [(r.kernel, r.op, r.tiles) for r in ran] == [(s.kernel, s.op, s.tiles) for s in exe["b"].launches(m)]
+        assert all(r.seconds == 1e-6 for r in ran)
+
+
+def test_calls_follow_each_other_across_streams(artifact: Callable, machine: Machine) -> None:
+    exe, first, second = load(artifact()), machine.stream, Stream(0x600000000)
+    exe(tokens(4)), exe(tokens(4))
+    assert first.waits == []
+    machine.stream = second
+    exe(tokens(4))
+    assert second.waits == [first]
+    machine.launches()
+    exe(tokens(4))
+    assert second.waits == [first] and {launch.stream for launch in machine.launches()} == {0x600000000}
+
+
+def test_capture(artifact: Callable, machine: Machine) -> None:
+    """A capture waits for no other stream, needs a plan, and keeps the memory it recorded."""
+    exe = load(artifact())
+    exe(tokens(4))
+    machine.stream, machine.capturing = Stream(0x600000000), True
+    machine.launches()
+    exe(tokens(4))
+    recorded = machine.launches()
+    assert machine.stream.waits == [] and len(recorded) == 3
+    with pytest.raises(LaunchError, match="cannot capture the first call with M = 5"):
+        exe(tokens(5))
+    machine.capturing = False
+    exe(tokens(64))
+    kept = [plan._workspace.data_ptr() for plan in exe.device._captured.values()]
+    assert kept == [recorded[0].words[3]]
+
+
+def test_refused_launch(artifact: Callable, machine: Machine) -> None:
+    exe = load(artifact())
+    machine.number("refuse").value = 1
+    with pytest.raises(LaunchError, match=r"^scale_rows cannot be launched on cpu: invalid argument$"):
+        exe(tokens(4))
+
+
+def test_code_the_driver_refuses(artifact: Callable) -> None:
+    def spoil(target: dict) -> None:
+        target["kernels"]["add_one"]["variants"][0]["symbol"] = "absent"
+
+    with pytest.raises(ArtifactError, match="kernel 'absent' is not to be had on cpu: bad image"):
+        load(artifact(spoil))
+
+
+def test_no_driver(artifact: Callable, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(machine.driver()), "library", "libabsent.so.1")
+    with pytest.raises(ArtifactError, match=r"the GPU driver libabsent\.so\.1 cannot be loaded: .*No such file"):
+        load(artifact())
+
+
+def test_changed_code(artifact: Callable, machine: Machine) -> None:
+    path = artifact()
+    manifest = read(path)
+    file = path / "kernels/add_one-16.bin"
+    file.write_bytes(b"code 16 other\0")
+    with pytest.raises(ArtifactError, match=r"add_one-16\.bin does not match its hash"):
+        devices.Gpu(machine.driver(), manifest.targets[machine.found.name])
+
+
+def test_out_of_memory(artifact: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    exe = load(artifact())
+
+    def full(*args: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nSee documentation")
+
+    monkeypatch.setattr(exe._workspace, "_grow", full)
+    with pytest.raises(LaunchError, match=r"^4 tokens do not fit: CUDA out of memory\. Tried to allocate 2 GiB\.$"):
+        exe(tokens(4))
+    with pytest.raises(LaunchError, match=r"^a workspace for 9 tokens does not fit: CUDA out of memory"):
+        exe.prepare(9)
+
+
+BREAKS: dict[str, tuple[Callable[[dict], object], str]] = {
+    "backend": (lambda t: t["architecture"].update(backend="metal"), "backend 'metal' is none of cuda, hip"),
+    "no variant": (lambda t: t["kernels"]["add_one"].update(variants=[]), "multiples of nothing, not best first"),
+    "order": (lambda t: t["kernels"]["add_one"]["variants"].reverse(), r"multiples of \[1, 16\], not best first"),
+    "divisible": (lambda t: t["kernels"]["add_one"]["variants"][0].update(divisible=12), "no power of two"),
+    "threads": (lambda t: t["kernels"]["add_one"]["variants"][0].update(threads=100), "'add_one' has 100 threads"),
+    "scratch": (lambda t: t["kernels"]["add_one"]["variants"][0].update(scratch=-1), "scratch is -1"),
+    "no shared": (lambda t: t["kernels"]["add_one"]["variants"][0].pop("shared"), "lacks 'shared'"),
+    "hash": (lambda t: t["kernels"]["add_one"]["variants"][0].update(sha256="0"), "does not match its hash"),
+    "file": (lambda t: t["kernels"]["add_one"]["variants"][0].update(file="kernels/absent"), "lacks kernels/absent"),
+    "outside": (lambda t: t["kernels"]["add_one"]["variants"][0].update(file="../x"), "lies outside the artifact"),
+    "arguments": (lambda t: t["kernels"]["add_one"]["arguments"].pop(), r"takes \*; a launch passes \* \*"),
+    "stride": (
+        lambda t: t["kernels"]["scale_rows"].update(arguments=["*fp32", "*fp32", "i64", "*fp32"]),
+        r"takes \* \* i64 \*; a launch passes \* i64 \* \*",
+    ),
+    "generic": (lambda t: t["kernels"]["scale_rows"]["variants"].pop(), "has no variant for any alignment"),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_refused_manifest(artifact: Callable, name: str) -> None:
+    change, message = BREAKS[name]
+    with pytest.raises(ArtifactError, match=message) as caught:
+        artifact(change)
+    assert "\n" not in str(caught.value)
+
+
+def test_null_device_takes_any_target(artifact: Callable, machine: Machine) -> None:
+    exe = load(artifact(), "null", target=machine.found.name)
+    assert exe.target.name == machine.found.name
+    assert not exe(tokens(4)).any()
+    assert exe.device.launched == ["scale_rows", "add_one", "keep_live"]
+    assert load(artifact(), "null").target.name == "cpu"
+    assert load(artifact(keep_cpu=False), "null").target.name == machine.found.name
+    assert machine.launches() == []
+
+
+def test_choice_of_device(artifact: Callable, machine: Machine) -> None:
+    path, name = artifact(), machine.found.name
+    assert load(path).target.name == load(path, "cuda").target.name == load(path, "cuda:0").target.name == name
+    assert load(path, torch.device("cuda")).target.name == name
+    assert load(path, "cpu").target.name == load(path, target="cpu").target.name == "cpu"
+    with pytest.raises(ArtifactError, match=f"holds cpu, {name}; it has no target 'gfx90a'"):
+        load(path, target="gfx90a")
+    with pytest.raises(ArtifactError, match=r"is GPU of paper \(.*\); threads and tier are for the CPU"):
+        load(path, threads=2)
+    assert load(path, "cpu", threads=2).device.threads == 2
+
+
+def test_no_code_for_this_gpu(artifact: Callable, machine: Machine) -> None:
+    name = machine.found.name
+    other = Found(0, machine.backend, "sm_120" if machine.backend == "cuda" else "gfx1201", "other GPU")
+    path = artifact(keep_cpu=False)
+    with pytest.raises(
+        ArtifactError, match=rf"the artifact holds {name}, nothing for the CPU: compile it with --target"
+    ):
+        load(path, "cpu")
+    machine.found = None
+    with pytest.raises(
+        ArtifactError, match=f"torch sees no GPU here; the artifact holds {name}: compile it with --targ"
+    ):
+        load(path)
+    machine.found = other
+    with pytest.raises(
+        ArtifactError, match=rf"cuda:0 is other GPU \({other.name}\); the artifact holds {name}: comp"
+    ):
+        load(path)
+
+
+def test_the_cpu_where_no_code_is_for_the_gpu(artifact: Callable, machine: Machine) -> None:
+    path, name = artifact(), machine.found.name
+    machine.found = Found(0, machine.backend, "sm_120" if machine.backend == "cuda" else "gfx1201", "other GPU")
+    assert load(path).target.name == "cpu"
+    with pytest.raises(ArtifactError, match=rf"\({machine.found.name}\); the artifact holds cpu, {name}: compile it"):
+        load(path, "cuda")
+
+
+@pytest.mark.parametrize(
+    ("code", "here", "runs"),
+    [
+        (("cuda", "sm_90"), ("cuda", "sm_90"), True),
+        (("cuda", "sm_80"), ("cuda", "sm_86"), True),
+        (("cuda", "sm_86"), ("cuda", "sm_80"), False),
+        (("cuda", "sm_80"), ("cuda", "sm_90"), False),
+        (("cuda", "sm_100"), ("cuda", "sm_103"), True),
+        (("cuda", "sm_100"), ("cuda", "sm_120"), False),
+        (("hip", "gfx942"), ("hip", "gfx942"), True),
+        (("hip", "gfx942"), ("hip", "gfx950"), False),
+        (("hip", "gfx942"), ("cuda", "sm_90"), False),
+    ],
+)
+def test_which_code_runs_where(code: tuple[str, str], here: tuple[str, str], runs: bool) -> None:
+    assert runs_on(Architecture(*code, 32), Found(0, *here, "")) is runs
+    assert not runs_on(None, Found(0, *here, ""))
+
+
+def test_importing_opens_no_driver() -> None:
+    program = (
+        "import ctypes, moeloom.runtime.executable, torch\n"
+        "assert not torch.cuda.is_initialized()\n"
+        "assert 'libcuda.so' not in open('/proc/self/maps').read()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
