@@ -8,6 +8,9 @@ import triton.language as tl
 from .live_slots import expert_of, live_tokens, optional_constants, optional_operands
 from .template import POINTERS, Params, Template
 
+_IN_FLIGHT = tl.constexpr(8)
+"""Rows whose loads are issued together: more would hold an address each in registers."""
+
 
 @triton.jit
 def combine_kernel(
@@ -33,13 +36,14 @@ def combine_kernel(
     inside = column < COLUMNS
     live = token < live_tokens(num_tokens, M)
     total = tl.zeros([ROWS, BLOCK_N], tl.float32)
-    for slot in tl.static_range(TOPK):
+    split_stride = tl.cast(M, tl.int64) * (TOPK * COLUMNS)
+    for slot in tl.range(TOPK, loop_unroll_factor=max(1, min(TOPK, _IN_FLIGHT // SPLITS))):
         row = token.to(tl.int64) * TOPK + slot
         named = tl.load(ids + row, mask=live, other=-1)
         here = expert_of(named, expert_map, EXPERTS, MAP) >= 0
         value = tl.zeros([ROWS, BLOCK_N], tl.float32)
-        for split in tl.static_range(SPLITS):
-            start = (row + tl.cast(M, tl.int64) * (TOPK * split)) * COLUMNS
+        for split in tl.range(SPLITS, loop_unroll_factor=min(SPLITS, _IN_FLIGHT)):
+            start = row * COLUMNS + split * split_stride
             value += tl.load(rows + start[:, None] + column[None, :], mask=here[:, None] & inside[None, :], other=0.0)
         total += value
     start = token.to(tl.int64) * COLUMNS
