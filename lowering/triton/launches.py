@@ -174,7 +174,7 @@ def _down(lower: FunctionLowering, op: moe.DownOp) -> list[ir.Value]:
         params["splits"] = 1
     operands = [*_activations(op), *sorted_list(op), *lower.expert_weight(op, "plain")]
     tiles = [tile * params["splits"] for tile in _tiles(sort, rows, params)]
-    return lower.launch("down", params, operands, [_partial(op, params["splits"])], tiles, strided=[0])
+    return lower.launch("down", params, operands, [_partial(op, params["splits"])], tiles)
 
 
 def _one_stage(lower: FunctionLowering, op: moe.ExpertsOneStageOp) -> list[ir.Value]:
