@@ -19,21 +19,27 @@ MATRIX = re.compile(r"v_mfma_|wgmma\.mma_async|mma\.sync|tcgen05\.mma")
 
 @dataclass(frozen=True)
 class Resources:
-    """What a kernel holds. registers: a thread, all kinds. spills: registers (AMD) or bytes (CUDA) a thread.
+    """What a kernel holds. registers: of a thread. spills: those of them in memory (AMD), or their bytes (CUDA). stack:
+    bytes of private memory a thread.
 
-    stack: bytes of private memory a thread. waves: a SIMD's waves by registers alone, 0 where the code does not say.
+    Only AMD's assembly states scalar_spills (with an empty stack they lie in lanes of vector registers, which is cheap)
+    and waves (what a SIMD has registers for).
     """
 
     registers: int
     spills: int
     stack: int
+    scalar_spills: int = 0
     waves: int = 0
 
 
 def parameters(assembly: str) -> list[str]:
-    """The kernel's parameters in order: "*" a pointer, "i64", "i32"."""
+    """The kernel's parameters in order: "*" a pointer, "i64", "i32".
+
+    Hidden ones, which the HIP runtime passes itself, are left out; LLVM assumes them beside asynchronous copies.
+    """
     if "amdhsa.kernels:" in assembly:
-        return list(_amdgcn_parameters(assembly))
+        return [kind for kind in _amdgcn_parameters(assembly) if not kind.startswith("hidden_")]
     signature = assembly[assembly.index(".entry") :].partition("{")[0]
     return [
         "*" if ".ptr" in line else "i" + line.split()[1].lstrip(".usb")
@@ -78,8 +84,9 @@ def amdgcn_resources(assembly: str) -> Resources:
 
     return Resources(
         registers=number("TotalNumVgprs"),
-        spills=number(r"\.vgpr_spill_count") + number(r"\.sgpr_spill_count"),
+        spills=number(r"\.vgpr_spill_count"),
         stack=max(number("ScratchSize"), number(r"\.private_segment_fixed_size")),
+        scalar_spills=number(r"\.sgpr_spill_count"),
         waves=number("Occupancy"),
     )
 

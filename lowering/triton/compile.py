@@ -137,6 +137,7 @@ def variant_facts(
         "matrix": assembly.matching(found, assembly.MATRIX),
     }
     if hip:
+        facts["scalar_spills"] = resources.scalar_spills
         facts["occupancy"] = min(resources.waves, _waves_by_shared(shared, metadata["num_warps"], architecture))
     return facts
 
