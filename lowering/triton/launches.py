@@ -51,7 +51,7 @@ def _sort_tokens(lower: FunctionLowering, op: moe.SortTokensOp) -> list[ir.Value
 
     def single() -> list[ir.Value]:
         tile = lower.target.tile("sort_tokens", experts=sort.experts)
-        return marked(lower.launch("sort_tokens", params | tile, list(op.operands), sort_results(op, sort), [1]))
+        return marked(lower.launch("sort_tokens", params | tile, list(op.operands), sort_results(op, sort), [sort.experts]))
 
     def phases() -> list[ir.Value]:
         many = params | lower.target.tile("sort_count", experts=sort.experts)
@@ -65,7 +65,7 @@ def _sort_tokens(lower: FunctionLowering, op: moe.SortTokensOp) -> list[ir.Value
         scan = {"experts": sort.experts, **lower.target.tile("sort_scan", experts=sort.experts), "rows": many["rows"]}
         starts, total = lower.launch("sort_scan", scan, [counts], [wide, (totals, (sort.experts,))], [sort.experts])
         operands = [*who[:2], starts, total, *who[2:]]
-        grid = [chunks + sort.experts]
+        grid = [chunks * sort.experts]
         return marked(lower.launch("sort_scatter", many, operands, sort_results(op, sort), grid))
 
     types = [result.type for result in op.results]
