@@ -14,7 +14,7 @@ demo: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[compiler,test]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[compiler,report,test]'
 	touch $@
 
 lint: $(INSTALLED)

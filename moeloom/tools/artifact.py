@@ -42,6 +42,12 @@ def load_options(function: Callable) -> Callable:
             help="Pack the weights from this checkpoint directory.",
         ),
         click.option("--tier", help="Kernel library by name (default: the best this CPU runs)."),
+        click.option(
+            "--device",
+            default="auto",
+            show_default=True,
+            help="Where to run: cpu, cuda, cuda:N, or auto, the GPU where some code of the artifact runs on it.",
+        ),
         click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads (default: every CPU it may use)."),
     ):
         function = option(function)

@@ -55,7 +55,7 @@ def command(
 
     Calls go through the entries and several inputs in turns, so that weights come from memory as in a whole model. The
     floor is the bytes of the weights that a call touches over the read bandwidth, measured before and after each row
-    with the same threads.
+    with the same threads, or on the same GPU. On a GPU all these calls are captured in one graph and replayed.
     """
     opened = [open_artifact(path, **load) for path in artifacts]
     names = [str(path) for path in artifacts]
@@ -73,7 +73,7 @@ def command(
     for executable in opened:
         executable.close()
     if as_json:
-        output.print_json({"threads": opened[0].device.threads, "rows": rows})
+        output.print_json({"device": opened[0].device.description, "rows": rows})
         return
     cells = [
         [
@@ -90,24 +90,24 @@ def command(
     ]
     header = ["artifact", "tokens", "ms", "launches", "weights touched", "GB/s read", "floor ms", "of the floor"]
     output.print_table(header, cells)
-    click.echo(f"{opened[0].device.threads} threads; layers called in turns: {rows[0]['layers']}")
+    click.echo(f"{opened[0].device.description}; layers called in turns: {rows[0]['layers']}")
 
 
 def measure(
     opened: "Sequence[Executable]", names: Sequence[str], entries: Sequence[str], tokens: int, seed: int
 ) -> list[dict[str, Any]]:
     """A row for each artifact at M = `tokens`."""
-    from moeloom.measure import medians, read_bandwidth
+    from moeloom.measure import bandwidth, medians
 
-    threads = opened[0].device.threads
+    device = opened[0].device
     layers = [named_entries(e.entries, entries, blocks(e.entries)) for e in opened]
-    calls, touched = zip(*(_calls(e, own, tokens, seed) for e, own in zip(opened, layers, strict=True)), strict=True)
-    before = read_bandwidth(threads)
-    times = medians(list(calls))
-    bandwidth = max(before, read_bandwidth(threads))
+    calls = [_calls(executable, own, tokens, seed) for executable, own in zip(opened, layers, strict=True)]
+    before = bandwidth(device)
+    times = medians([call for call, _, _ in calls])
+    fastest = max(before, bandwidth(device))
     rows = []
-    for executable, name, own, seconds, read in zip(opened, names, layers, times, touched, strict=True):
-        floor = read / bandwidth
+    for executable, name, own, taken, (_, count, read) in zip(opened, names, layers, times, calls, strict=True):
+        seconds, floor = taken / count, read / fastest
         rows.append(
             {
                 "artifact": name,
@@ -116,7 +116,7 @@ def measure(
                 "launches": len(executable[own[0]].launches(tokens)),
                 "layers": len(own),
                 "touched_bytes": read,
-                "bandwidth": bandwidth,
+                "bandwidth": fastest,
                 "floor_seconds": floor,
                 "percent_of_floor": 100 * floor / seconds,
             }
@@ -126,8 +126,8 @@ def measure(
 
 def _calls(
     executable: "Executable", layers: Sequence[str], tokens: int, seed: int
-) -> tuple[Callable[[int], Any], float]:
-    """A call that takes the layers and the inputs in turns, and the mean weight bytes that it touches."""
+) -> tuple[Callable[[int], Any], int, float]:
+    """What is timed, how many calls it makes, and the mean weight bytes of one: the layers and the inputs in turns."""
     from moeloom.check import inputs_of
     from moeloom.replay import Replay
 
@@ -136,11 +136,31 @@ def _calls(
     for turn in range(max(INPUTS, len(layers))):
         name = layers[turn % len(layers)]
         inputs = inputs_of(executable, name, tokens, seed + turn)
-        read += Replay(executable.manifest, executable.weights, name).touched_bytes(inputs)
+        read += Replay(executable, name).touched_bytes(inputs)
         turns.append((name, inputs))
 
     def call(turn: int) -> Any:
         name, inputs = turns[turn % len(turns)]
         return executable[name](**inputs)
 
-    return call, read / len(turns)
+    if executable.device.torch_device.type == "cpu":
+        return call, 1, read / len(turns)
+    return _replayed(executable, call, len(turns)), len(turns), read / len(turns)
+
+
+def _replayed(executable: "Executable", call: Callable[[int], Any], turns: int) -> Callable[[int], Any]:
+    """All the turns captured in one graph, so that the GPU and not Python sets the pace."""
+    import torch
+
+    call(0)
+    executable.device.synchronise()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = [call(turn) for turn in range(turns)]
+
+    def replay(_: int) -> Any:
+        graph.replay()
+        executable.device.synchronise()
+        return outputs
+
+    return replay

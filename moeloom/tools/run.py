@@ -43,9 +43,14 @@ def command(
 
     with open_artifact(artifact, **load) as executable:
         (name,) = named_entries(executable.entries, [entry] if entry else [], blocks(executable.entries)[:1])
-        inputs = read_tensors(source) if source else inputs_of(executable, name, tokens, seed)
+        device = executable.device
+        if source:
+            inputs = {key: tensor.to(device.torch_device) for key, tensor in read_tensors(source).items()}
+        else:
+            inputs = inputs_of(executable, name, tokens, seed)
         start = time.perf_counter()
         result = executable[name](**inputs)
+        device.synchronise()
         seconds = time.perf_counter() - start
     outputs = list(result) if isinstance(result, tuple) else [result]
     named = {"output" if len(outputs) == 1 else f"output{number}": out for number, out in enumerate(outputs)}
@@ -85,6 +90,6 @@ def write_tensors(path: Path, tensors: "dict[str, Tensor]") -> None:
     from safetensors.torch import save_file
 
     try:
-        save_file(tensors, path)
+        save_file({name: tensor.cpu() for name, tensor in tensors.items()}, path)
     except OSError as error:
         raise CommandError(f"--output {path} cannot be written: {error}") from error
