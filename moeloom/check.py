@@ -18,7 +18,6 @@ TOLERANCE = 5e-3
 UNDEFINED = {torch.uint8: 0xFF, torch.int32: -1}
 """What the reference puts where the contract defines nothing."""
 FRESH, PREQUANTISED = ".experts", ".experts_prequantised"
-TARGET = "cpu"
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def check(executable: Executable, entries: Sequence[str], tokens: Sequence[int],
         for m in tokens:
             inputs = inputs_of(executable, name, m, seed)
             found = _run(executable, name, inputs)
-            expected = Replay(executable.manifest, executable.weights, name).run(inputs)
+            expected = Replay(executable, name).run(inputs)
             yield from (_against_reference(name, m, f, e) for f, e in zip(found, expected, strict=True))
             if _has_alternatives(executable[name].program.steps):
                 bytes_differ = _different(_run(fused, name, inputs), _run(split, name, inputs))
@@ -66,20 +65,21 @@ def check(executable: Executable, entries: Sequence[str], tokens: Sequence[int],
 
 
 def inputs_of(executable: Executable, name: str, tokens: int, seed: int) -> dict[str, Tensor]:
-    """Random inputs for an entry of `executable`."""
-    return random_inputs(executable[name].program, experts_of(executable, name), tokens, seed)
+    """Random inputs for an entry of `executable`, the same on every device, on its device."""
+    made = random_inputs(executable[name].program, experts_of(executable, name), tokens, seed)
+    return {name: tensor.to(executable.device.torch_device) for name, tensor in made.items()}
 
 
 def experts_of(executable: Executable, name: str) -> int | None:
     """How many experts an entry chooses from, None where it sorts no tokens."""
-    kernels = executable.manifest.targets[TARGET].kernels
+    kernels = executable.target.kernels
     params = [kernels[step.kernel]["params"] for step in executable[name].program.chosen(1) if isinstance(step, Launch)]
     return next((found["experts"] for found in params if "experts" in found), None)
 
 
 def forced(executable: Executable, which: Literal["first", "second"]) -> Executable:
     """The same artifact, always taking the fused quantiser ("first") or the split pair ("second"), whatever M."""
-    target = executable.manifest.targets[TARGET]
+    target = executable.target
     programs = {name: replace(p, steps=_forced(p.steps, which)) for name, p in target.programs.items()}
     changed = replace(target, programs=programs)
     return Executable(executable.manifest, changed, executable.device, executable.weights)

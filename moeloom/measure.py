@@ -4,9 +4,15 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import cache, partial
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from moeloom.runtime.devices import Device
 
 READ_BYTES = 1 << 30
 """Read at once to measure bandwidth: more than any last-level cache holds."""
+GPU_BYTES = 4 << 30
+"""The same on a GPU: reading it takes a millisecond, beside which a launch is nothing."""
 SHORTEST_SECONDS = 0.3
 """How long a measurement goes on at least."""
 
@@ -16,6 +22,34 @@ def _memory():
     import torch
 
     return torch.ones(READ_BYTES // 4)
+
+
+def bandwidth(device: "Device") -> float:
+    """Bytes a second that the memory of a device delivers: read by all of its threads, or by its GPU."""
+    if device.torch_device.type == "cpu":
+        return read_bandwidth(device.threads)
+    return gpu_bandwidth(device)
+
+
+def gpu_bandwidth(device: "Device", repeats: int = 10) -> float:
+    """Bytes a second that a GPU moves: the best of `repeats` sums and copies of 4 GiB, between events."""
+    import torch
+
+    memory = torch.ones(GPU_BYTES // 4, device=device.torch_device)
+    target = torch.empty_like(memory[: memory.numel() // 2])
+    sweeps = (lambda: memory.sum(), lambda: target.copy_(memory[: target.numel()]))
+    return GPU_BYTES / min(_event_seconds(sweep) for sweep in sweeps * repeats)
+
+
+def _event_seconds(sweep: Callable[[], object]) -> float:
+    import torch
+
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    sweep()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
 
 
 def read_bandwidth(threads: int, repeats: int = 3) -> float:

@@ -10,21 +10,26 @@ import torch
 from torch import Tensor
 
 from moeloom.runtime import reference
-from moeloom.runtime.artifact import Manifest
 from moeloom.runtime.errors import ArtifactError
+from moeloom.runtime.executable import Executable
 from moeloom.runtime.pack import unpack_expert
 from moeloom.runtime.program import Aten, Launch, Program
 
 Params = Mapping[str, Any]
+SORTS = ("sort_tokens", "sort_scatter")
+"""Templates that make the lists of a token sort."""
+MX = "f4E2M1FN"
+"""The element of activations that come as codes and scales."""
 
 
 class Replay:
-    """An entry of an artifact, on packed weights for `target` by prefix + packed name."""
+    """An entry of a loaded artifact, on its weights and its device."""
 
-    def __init__(self, manifest: Manifest, packed: Mapping[str, Tensor], entry: str, target: str = "cpu"):
-        found = manifest.entries[entry]
-        self.program, self.kernels = manifest.targets[target].programs[found.program], manifest.targets[target].kernels
-        self.weights = {w.value: Weight(_weight(packed, found.prefix + w.name), w.pack) for w in self.program.weights}
+    def __init__(self, executable: Executable, entry: str):
+        prefix, packed = executable.manifest.entries[entry].prefix, executable.weights
+        self.program, self.kernels = executable[entry].program, executable.target.kernels
+        self.device = executable.device.torch_device
+        self.weights = {w.value: Weight(_weight(packed, prefix + w.name), w.pack) for w in self.program.weights}
 
     def run(self, inputs: Mapping[str, Tensor], num_tokens: int | None = None) -> list[Tensor]:
         """The outputs for `inputs` by name; sums are float64, rounded only where docs/contract.md rounds."""
@@ -38,7 +43,7 @@ class Replay:
         m = tokens_of(self.program, inputs)
         values = self._bind(inputs, m if num_tokens is None else num_tokens)
         steps = list(self.program.chosen(m))
-        sorts = [place for place, step in enumerate(steps) if self._template(step) == "sort_tokens"]
+        sorts = [place for place, step in enumerate(steps) if self._template(step) in SORTS]
         bytes_read = sum(weight.packed.nbytes for weight in self.weights.values() if weight.kind == "as_is")
         if not sorts:
             return bytes_read
@@ -58,13 +63,14 @@ class Replay:
         values: dict[int, Any] = {value: weight.packed for value, weight in self.weights.items()}
         for wanted in self.program.inputs:
             given = inputs.get(wanted.name)
-            values[wanted.value] = torch.tensor([num_tokens], dtype=torch.int32) if given is None else given
+            count = torch.tensor([num_tokens], dtype=torch.int32, device=self.device)
+            values[wanted.value] = count if given is None else given
         return values
 
     def _steps(self, steps: Sequence[Launch | Aten], values: dict[int, Any]) -> None:
         for step in steps:
             if isinstance(step, Aten):
-                found = _call(step, values)
+                found = _call(step, values, self.device)
             else:
                 kernel = self.kernels[step.kernel]
                 operands = [self.weights.get(value, values[value]) for value in step.operands]
@@ -97,14 +103,17 @@ def tokens_of(program: Program, inputs: Mapping[str, Tensor]) -> int:
     return inputs[name].shape[0]
 
 
-def _call(step: Aten, values: Mapping[int, Any]) -> Any:
+def _call(step: Aten, values: Mapping[int, Any], device: torch.device) -> Any:
     """The result of an ATen step; its arguments are in the order of the operator's schema."""
     operator: Any = torch.ops
     for part in step.op.split("."):
         operator = getattr(operator, part)
     given = [_argument(arg, values) for arg in step.args]
     named = {a.name: g for a, g in zip(operator._schema.arguments, given, strict=False) if a.kwarg_only}
-    return operator(*given[: len(given) - len(named)], **named)
+    positional = given[: len(given) - len(named)]
+    if any(argument.name == "device" for argument in operator._schema.arguments):
+        named["device"] = device
+    return operator(*positional, **named)
 
 
 def _argument(arg: Mapping[str, Any], values: Mapping[int, Any]) -> Any:
@@ -150,6 +159,12 @@ def _sort_tokens(params: Params, operands: list[Any]) -> tuple[Tensor, ...]:
     return reference.sort_tokens(ids, weights, params["experts"], params["block"], _count(num_tokens), chosen)
 
 
+def _sort_scatter(params: Params, operands: list[Any]) -> tuple[Tensor, ...]:
+    """The last phase of a token sort makes the lists; what the phases before it counted is not needed here."""
+    ids, weights, _, _, *rest = operands
+    return _sort_tokens(params, [ids, weights, *rest])
+
+
 def _quant(params: Params, operands: list[Any]) -> tuple[Tensor, ...]:
     return reference.quantise(operands[0], params["scale_mode"])
 
@@ -172,7 +187,7 @@ def _expand(params: Params, operands: list[Any]) -> Tensor:
     rows = reference.source_rows(sorted_ids, num_valid, params["stage"], params["topk"])
     live = rows >= 0
     groups = codes.shape[1] // (reference.GROUP // 2)
-    out = torch.full((codes.shape[0], params["columns"]), torch.nan, dtype=torch.float64)
+    out = torch.full((codes.shape[0], params["columns"]), torch.nan, dtype=torch.float64, device=codes.device)
     out[rows[live]] = reference.dequantise(codes[rows[live]], scales[: len(rows), :groups][live])
     return out
 
@@ -198,7 +213,7 @@ def _experts(params: Params, sorted_ids: Tensor, expert_ids: Tensor, num_valid: 
 def _sorted_share(params: Params, sorted_ids: Tensor, num_valid: Tensor, weights: Tensor, rows: int) -> Tensor:
     """Routing weights by row token*k + slot, float64 [rows, 1]."""
     source = reference.source_rows(sorted_ids, num_valid, 2, params["topk"])
-    share = torch.zeros(rows, 1, dtype=torch.float64)
+    share = torch.zeros(rows, 1, dtype=torch.float64, device=weights.device)
     share[source[source >= 0], 0] = weights[: len(source)][source >= 0].double()
     return share
 
@@ -207,11 +222,33 @@ def _product(x: Tensor, weight: Weight, scales: Weight, e: int) -> Tensor:
     return x.double() @ reference.dequantise(weight[e], scales[e]).T
 
 
-def _gate_up(params: Params, operands: list[Any]) -> Tensor:
-    x, sorted_ids, expert_ids, num_valid, *rest = operands
+def _activations(params: Params, operands: list[Any], stage: int) -> tuple[Tensor, list[Any]]:
+    """What a product multiplies, and its other operands: x as it is, or codes with their sorted scales as values."""
+    x, *rest = operands
+    if params["x"] != MX:
+        return x, rest
+    x_scales, sorted_ids, _, num_valid, *_ = rest
+    local = {**params, "columns": 2 * x.shape[1], "stage": stage}
+    return _expand(local, [x, x_scales, sorted_ids, num_valid]), rest[1:]
+
+
+def _gate_up(params: Params, operands: list[Any]) -> Tensor | tuple[Tensor, Tensor]:
+    """Hidden rows; where the kernel quantises them, codes and sorted scales."""
+    x, rest = _activations(params, operands, 1)
+    hidden = _hidden(params, x, rest)
+    if params.get("requantize", "none") == "none":
+        return hidden
+    codes, scales = reference.quantise(hidden, params["requantize"])
+    sorted_ids, _, num_valid = rest[:3]
+    return codes, reference.sort_scales(scales, sorted_ids, num_valid, 2, params["topk"], params["layout"])
+
+
+def _hidden(params: Params, x: Tensor, operands: list[Any]) -> Tensor:
+    sorted_ids, expert_ids, num_valid, *rest = operands
     weights, (weight, scales), bias = _weight_operands(params, rest)
     topk = params["topk"]
-    out = torch.full((x.shape[0] * topk, params["intermediate"]), torch.nan, dtype=_float_dtype(params["x"]))
+    shape = (x.shape[0] * topk, params["intermediate"])
+    out = torch.full(shape, torch.nan, dtype=torch.bfloat16, device=x.device)
     share = None if weights is None else _sorted_share(params, sorted_ids, num_valid, weights, out.shape[0])
     for e, rows in _experts(params, sorted_ids, expert_ids, num_valid):
         product = _product(x[rows // topk], weight, scales, e)
@@ -224,9 +261,14 @@ def _gate_up(params: Params, operands: list[Any]) -> Tensor:
 
 
 def _down(params: Params, operands: list[Any]) -> Tensor:
-    x, sorted_ids, expert_ids, num_valid, *rest = operands
+    """Rows of experts; a GPU's partial sums come added up."""
+    return _rows(params, *_activations(params, operands, 2))
+
+
+def _rows(params: Params, x: Tensor, operands: list[Any]) -> Tensor:
+    sorted_ids, expert_ids, num_valid, *rest = operands
     weights, (weight, scales), bias = _weight_operands(params, rest)
-    out = torch.zeros(x.shape[0], params["hidden"], dtype=torch.float64)
+    out = torch.zeros(x.shape[0], params["hidden"], dtype=torch.float64, device=x.device)
     for e, rows in _experts(params, sorted_ids, expert_ids, num_valid):
         product = _product(x[rows], weight, scales, e)
         out[rows] = product if bias is None else product + bias[e].double()
@@ -241,7 +283,8 @@ def _weight_operands(params: Params, rest: list[Any]) -> tuple[Tensor | None, tu
 
 
 def _experts_one_stage(params: Params, operands: list[Any]) -> Tensor:
-    x, sorted_ids, expert_ids, num_valid, sorted_weights, *rest = operands
+    x, others = _activations(params, operands, 1)
+    sorted_ids, expert_ids, num_valid, sorted_weights, *rest = others
     names = ("payload", "scales", "has_gate_up_bias", "payload", "scales", "has_down_bias")
     w1, s1, b1, w2, s2, b2 = _optional({**params, "payload": True, "scales": True}, names, rest)
     lists = [sorted_ids, expert_ids, num_valid]
@@ -251,7 +294,7 @@ def _experts_one_stage(params: Params, operands: list[Any]) -> Tensor:
         weighted = early == first
         local = {**params, "has_weights": weighted, "has_bias": bias is not None}
         given = [*([sorted_weights] if weighted else []), weight, scales, *([] if bias is None else [bias])]
-        return (_gate_up if first else _down)(local, [x, *lists, *given])
+        return (_hidden if first else _rows)(local, x, [*lists, *given])
 
     hidden = stage(True, x, w1, s1, b1)
     if params["requantize"] != "none":
@@ -274,6 +317,9 @@ def _combine(params: Params, operands: list[Any]) -> Tensor:
 TEMPLATES: dict[str, Callable[[Params, list[Any]], Any]] = {
     "route": _route,
     "sort_tokens": _sort_tokens,
+    "sort_count": lambda params, operands: (None,),
+    "sort_scan": lambda params, operands: (None, None),
+    "sort_scatter": _sort_scatter,
     "quant": _quant,
     "sort_scales": _sort_scales,
     "quant_sort": _quant_sort,

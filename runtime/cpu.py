@@ -179,6 +179,11 @@ class Cpu:
         address, _, tiles, *_ = command[0].tolist()
         return self._kernels[address], tiles, seconds
 
+    @property
+    def description(self) -> str:
+        """What runs: how many threads."""
+        return "1 thread" if self.threads == 1 else f"{self.threads} threads"
+
     def capturing(self) -> bool:
         """Whether calls are being recorded instead of run: never here."""
         return False

@@ -178,7 +178,6 @@ class Gpu:
     """The code of `target` on the device of `driver`."""
 
     alignment = GPU_ALIGNMENT
-    threads = 1
 
     def __init__(self, driver: Driver, target: Target):
         self.torch_device, self._driver = driver.torch_device, driver
@@ -190,6 +189,11 @@ class Gpu:
                 name: [(v, driver.function(open_module(driver, v), v.symbol, v.shared)) for v in variants]
                 for name, variants in target.variants.items()
             }
+
+    @property
+    def description(self) -> str:
+        """The GPU's name."""
+        return torch.cuda.get_device_name(self.torch_device)
 
     def commands(self, words: Words, bound: Sequence[Bound]) -> list[Command]:
         """A command for each launch."""

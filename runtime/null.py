@@ -15,7 +15,7 @@ from moeloom.runtime.target import Target
 class Null:
     """Stands in for any target, so that programs can be loaded and called where no kernel fits."""
 
-    threads = 1
+    description = "nothing"
     torch_device = torch.device("cpu")
 
     def __init__(self, target: Target):

@@ -178,7 +178,7 @@ def unpack_payload(packed: Tensor, rows: str) -> Tensor:
     bits = packed.clone().view(tiles, -1).view(torch.int64)
     _swap(bits, 8, 0x0000FF00_0000FF00)
     _swap(bits, 4, 0x00F000F0_00F000F0)
-    codes = torch.empty(tiles * TILE_ROWS, groups * 16, dtype=torch.uint8)
+    codes = torch.empty(tiles * TILE_ROWS, groups * 16, dtype=torch.uint8, device=packed.device)
     target = _tiles(codes.view(torch.int32), rows)
     target.copy_(bits.view(torch.int32).view(*target.shape[:2], groups * 4, TILE_ROWS).transpose(2, 3))
     return codes
@@ -191,7 +191,7 @@ def pack_scales(scales: Tensor, rows: str) -> Tensor:
 
 def unpack_scales(packed: Tensor, rows: str) -> Tensor:
     """The inverse of `pack_scales`."""
-    scales = torch.empty(packed.shape[0] * TILE_ROWS, packed.shape[1], dtype=torch.uint8)
+    scales = torch.empty(packed.shape[0] * TILE_ROWS, packed.shape[1], dtype=torch.uint8, device=packed.device)
     target = _tiles(scales, rows)
     target.copy_(packed.transpose(1, 2).view_as(target))
     return scales

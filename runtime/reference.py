@@ -79,9 +79,10 @@ def _power_of_two(exponent: Tensor) -> Tensor:
 
 def dequantise(codes: Tensor, scales: Tensor) -> Tensor:
     """Values float64 [..., K] of codes u8 [..., K/2] and e8m0 scales [..., K/32]; a scale byte of 255 gives NaN."""
-    byte = torch.arange(256)
+    byte = torch.arange(256, device=codes.device)
+    table = E2M1.to(codes.device)
     # A byte's two values travel as one i64: an indexed copy of whole elements is the fast one.
-    pairs = torch.stack([E2M1[byte & 15], E2M1[byte >> 4]], -1).view(torch.int64).flatten()
+    pairs = torch.stack([table[byte & 15], table[byte >> 4]], -1).view(torch.int64).flatten()
     factors = _power_of_two(byte - SCALE_BIAS)
     factors[SCALE_NAN] = torch.nan
     values = pairs.index_select(0, codes.view(torch.uint8).flatten().int()).view(torch.float32)
@@ -133,7 +134,7 @@ def local_experts(ids: Tensor, experts: int, num_tokens: int | None, expert_map:
 
     `expert_map` is a mask (bool [E]: local ids count the true entries) or an index map (i32 [E]: -1 is remote).
     """
-    local = torch.arange(experts) if expert_map is None else expert_map.long()
+    local = torch.arange(experts, device=ids.device) if expert_map is None else expert_map.long()
     if expert_map is not None and expert_map.dtype == torch.bool:
         local = torch.where(expert_map, local.cumsum(0) - 1, -1)
     named = (ids >= 0) & (ids < experts)
@@ -154,9 +155,10 @@ def sort_tokens(
     tokens, topk = ids.shape
     live = live_tokens(num_tokens, tokens)
     capacity = tokens * topk + experts * block - min(topk, experts)
-    sorted_ids = torch.full((capacity,), -1, dtype=torch.int64)
-    sorted_weights = torch.full((capacity,), torch.nan)
-    expert_ids = torch.full((-(-capacity // block),), -1, dtype=torch.int32)
+    device = ids.device
+    sorted_ids = torch.full((capacity,), -1, dtype=torch.int64, device=device)
+    sorted_weights = torch.full((capacity,), torch.nan, device=device)
+    expert_ids = torch.full((-(-capacity // block),), -1, dtype=torch.int32, device=device)
 
     local = local_experts(ids, experts, num_tokens, expert_map).flatten()
     rows = local.argsort(stable=True)  # a flat row is token*k + slot: tokens ascending, then slots
@@ -165,17 +167,17 @@ def sort_tokens(
     blocks = -(-counts // block)
     ends = (blocks * block).cumsum(0)
     valid = int(ends[-1])
-    within = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[local[rows]]
+    within = torch.arange(len(rows), device=device) - (counts.cumsum(0) - counts)[local[rows]]
     places = (ends - blocks * block)[local[rows]] + within
 
     sorted_ids[:valid] = topk << SLOT_SHIFT | live
     sorted_weights[:valid] = 0
     sorted_ids[places] = rows % topk << SLOT_SHIFT | rows // topk
     sorted_weights[places] = weights.flatten()[rows]
-    expert_ids[: valid // block] = torch.arange(experts).repeat_interleave(blocks).int()
+    expert_ids[: valid // block] = torch.arange(experts, device=device).repeat_interleave(blocks).int()
     # A slot of 128 or more sets bit 31: the wrap to a negative i32 is the format.
     wrapped = torch.where(sorted_ids >= 1 << 31, sorted_ids - (1 << 32), sorted_ids)
-    return wrapped.int(), sorted_weights, expert_ids, torch.tensor([valid, live], dtype=torch.int32)
+    return wrapped.int(), sorted_weights, expert_ids, torch.tensor([valid, live], dtype=torch.int32, device=device)
 
 
 def source_rows(sorted_ids: Tensor, num_valid: Tensor, stage: int, topk: int) -> Tensor:
@@ -192,7 +194,7 @@ def sort_scales(
     columns = scales.shape[1]
     padded = -(-columns // 8) * 8 if layout == "tiled_32x8" else columns
     capacity = -(-sorted_ids.shape[0] // 32) * 32
-    out = torch.full((capacity, padded), 0xFF, dtype=torch.uint8)
+    out = torch.full((capacity, padded), 0xFF, dtype=torch.uint8, device=scales.device)
     rows = source_rows(sorted_ids, num_valid, stage, topk)
     out[: -(-len(rows) // 32) * 32] = 0
     live = rows >= 0
@@ -209,7 +211,7 @@ def tile_scales(rows: Tensor) -> Tensor:
 
 def defined_scales(num_valid: Tensor, shape: tuple[int, int]) -> Tensor:
     """Which bytes of a sorted scale tensor of `shape` are defined (section 3 a): bool; the same in both layouts."""
-    mask = torch.zeros(shape, dtype=torch.bool)
+    mask = torch.zeros(shape, dtype=torch.bool, device=num_valid.device)
     mask[: -(-int(num_valid[0]) // 32) * 32] = True
     return mask
 
@@ -217,7 +219,7 @@ def defined_scales(num_valid: Tensor, shape: tuple[int, int]) -> Tensor:
 def defined_payload(sorted_ids: Tensor, num_valid: Tensor, stage: int, topk: int, rows: int) -> Tensor:
     """Which of `rows` payload rows are defined (section 3 b): bool [rows]."""
     named = source_rows(sorted_ids, num_valid, stage, topk)
-    mask = torch.zeros(rows, dtype=torch.bool)
+    mask = torch.zeros(rows, dtype=torch.bool, device=named.device)
     mask[named[named >= 0]] = True
     return mask
 
@@ -270,7 +272,7 @@ def experts(
     tokens = dequantise(*x) if isinstance(x, tuple) else x.double()
     named = (gate_up if isinstance(gate_up, Tensor) else gate_up[1]).shape[0]
     local = local_experts(ids, len(expert_map) if expert_map is not None else named, num_tokens, expert_map)
-    out = torch.zeros(tokens.shape[0], tokens.shape[1], dtype=torch.float64)
+    out = torch.zeros(tokens.shape[0], tokens.shape[1], dtype=torch.float64, device=tokens.device)
     for e in local[local >= 0].unique().tolist():
         token, slot = (local == e).nonzero(as_tuple=True)
         share = weights[token, slot].double().unsqueeze(-1)

@@ -152,7 +152,8 @@ def _replayed(executable: "Executable", call: Callable[[int], Any], turns: int) 
     """All the turns captured in one graph, so that the GPU and not Python sets the pace."""
     import torch
 
-    call(0)
+    for turn in range(turns):
+        call(turn)
     executable.device.synchronise()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

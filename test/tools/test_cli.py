@@ -123,7 +123,7 @@ def test_bench_states_time_and_floor(cli, tiny_artifact, monkeypatch):
     code, out, _ = cli("bench", tiny_artifact, "--tokens", "1,64", "--fusion", "--threads", 1, "--json")
     assert code == 0
     found = json.loads(out)
-    assert found["threads"] == 1
+    assert found["device"] == "1 thread"
     rows = {(row["artifact"].split()[-1], row["tokens"]): row for row in found["rows"]}
     assert set(rows) == {(which, m) for which in ("fused", "split") for m in (1, 64)}
     # Two of eight experts hold a token at M = 1, all of them at M = 64; each has 2*64*64 + 64*64 weights.
