@@ -63,12 +63,13 @@ def test_bias_and_groups_choose_only(interpret, score, dtype):
 def test_groups_of_any_number_and_size(interpret, experts, groups):
     logits = torch.randn(20, experts, generator=generator(3))
     bias = torch.randn(experts, generator=generator(4))
-    for correction_bias in (None, bias):
+    for correction_bias in (None, bias, bias - 4):
         check(interpret, logits, 5, "sigmoid", groups=groups, top_groups=2, correction_bias=correction_bias)
 
 
 def test_fewer_experts_in_the_groups_than_asked_for(interpret):
     check(interpret, torch.randn(20, 16, generator=generator(1)), 6, "sigmoid", groups=8, top_groups=2)
+    check(interpret, torch.randn(20, 30, generator=generator(1)), 28, "sigmoid", groups=3, top_groups=1)
 
 
 @pytest.mark.parametrize("dtype", KINDS)
@@ -122,6 +123,11 @@ def test_a_nan_logit_is_chosen_as_the_largest(interpret, dtype):
     logits[0, 5], logits[0, 3] = torch.nan, torch.inf
     weights, ids = route(interpret, logits, 2)
     assert ids[0].tolist() == [5, 3] and bool(weights[0].isnan().all()) and not bool(weights[1].isnan().any())
+
+
+def test_scores_that_vanish_give_weights_of_zero(interpret):
+    weights, _ = route(interpret, torch.full((2, 4), -200.0), 2, "sigmoid", renormalise=True)
+    assert weights.tolist() == [[0.0, 0.0]] * 2
 
 
 def test_large_and_tiny_scores_neither_overflow_nor_vanish(interpret):

@@ -67,7 +67,7 @@ def random_ids(tokens, topk, experts, seed, low=0):
     return torch.randint(low, experts, (tokens, topk), generator=generator(seed), dtype=torch.int32)
 
 
-@pytest.mark.parametrize(("experts", "topk"), [(1, 1), (1, 4), (3, 4), (3, 9), (20, 6), (96, 4)])
+@pytest.mark.parametrize(("experts", "topk"), [(1, 1), (1, 4), (3, 4), (3, 9), (20, 6)])
 def test_random_ids_with_and_without_an_expert(sort, experts, topk):
     """topk may exceed the experts, and a token may name an expert twice."""
     for block, tokens, rows in zip(BLOCKS, (1, 7, 33, 65), (16, 4, 16, 32), strict=True):
@@ -81,7 +81,7 @@ def test_every_small_batch(sort):
 
 def test_the_live_count_bounds_the_tokens(sort):
     ids = random_ids(40, 4, 8, 3, low=-1)
-    for live in (-3, 0, 1, 16, 17, 39, 40, 50):
+    for live in (-3, 0, 1, 16, 39, 50):
         check(sort, ids, 8, 32, num_tokens=live)
 
 
@@ -113,7 +113,7 @@ def test_an_expert_of_more_blocks_than_are_written_at_a_time(sort):
 
 
 def test_more_chunks_than_are_summed_at_a_time(sort):
-    check(sort, random_ids(270, 1, 2, 6), 2, 32, rows=2)
+    check(sort, random_ids(131, 1, 2, 6), 2, 32, rows=1)
 
 
 def test_slots_of_128_and_more_are_unsigned(sort):
@@ -122,3 +122,4 @@ def test_slots_of_128_and_more_are_unsigned(sort):
 
 def test_many_experts(sort):
     check(sort, random_ids(12, 8, 384, 5), 384, 16)
+    check(sort, random_ids(33, 4, 96, 6, low=-1), 96, 32)
