@@ -13,7 +13,7 @@ import triton.language as tl
 from .activation import gated
 from .numbers import GROUP, quantise
 from .product_params import OPTIONAL, absent, activation_constants, product_arguments, product_constants
-from .products import load_weight, load_x, multiply, scale_width
+from .products import by_lanes, load_codes, load_scales, load_x, load_x_scales, multiply, scale_width
 from .scales import BLOCK_COLUMNS, BLOCK_ROWS, sorted_offset, source_rows, store_scales
 from .template import POINTERS, Params, Template
 
@@ -56,7 +56,7 @@ def gate_up_kernel(
     expert = tl.load(expert_ids + block).to(tl.int64)
     values = activated(
         x + tokens * x_stride, live, x_scales, row, sorted_weights, weight, weight_scales, bias, expert, first,
-        HIDDEN, INTERMEDIATE, BLOCK, BLOCK_N, BLOCK_K, X, LAYOUT, ACTIVATION, ALPHA, LIMIT,
+        HIDDEN, INTERMEDIATE, BLOCK, BLOCK_N, BLOCK_K, X, LAYOUT, ACTIVATION, ALPHA, LIMIT, TARGET,
     )  # fmt: skip
     rows, _ = source_rows(sorted_ids, row, used, BLOCK, 2, TOPK)
     if REQUANTIZE == "none":
@@ -89,6 +89,7 @@ def activated(
     ACTIVATION: tl.constexpr,
     ALPHA: tl.constexpr,
     LIMIT: tl.constexpr,
+    TARGET: tl.constexpr,
 ):
     """bf16 [BLOCK, BLOCK_N] of the sort block at `row`, outputs from `first`: act(x @ W1[expert].T, * routing, + bias).
 
@@ -101,12 +102,20 @@ def activated(
     scales = weight_scales + expert * (2 * INTERMEDIATE * (HIDDEN // GROUP))
     gate = tl.zeros([BLOCK, BLOCK_N], tl.float32)
     up = tl.zeros([BLOCK, BLOCK_N], tl.float32)
+    lanes: tl.constexpr = by_lanes(BLOCK, X, TARGET)
+    a_scales = load_x_scales(x_scales, row, 0, HIDDEN, BLOCK, BLOCK_K, X, LAYOUT)
+    gate_scales = load_scales(scales, outputs, present, 0, HIDDEN, BLOCK_K)
+    up_scales = load_scales(scales, ups, present, 0, HIDDEN, BLOCK_K)
     for k in tl.range(0, HIDDEN, BLOCK_K):
-        a, a_scales = load_x(x_rows, live, x_scales, row, k, HIDDEN, BLOCK, BLOCK_K, X, LAYOUT)
-        w, w_scales = load_weight(codes, scales, outputs, present, k, HIDDEN, BLOCK_K)
-        gate = multiply(gate, a, a_scales, w, w_scales, X)
-        w, w_scales = load_weight(codes, scales, ups, present, k, HIDDEN, BLOCK_K)
-        up = multiply(up, a, a_scales, w, w_scales, X)
+        a = load_x(x_rows, live, k, HIDDEN, BLOCK_K, X, lanes)
+        gate_codes = load_codes(codes, outputs, present, k, HIDDEN, BLOCK_K, lanes)
+        up_codes = load_codes(codes, ups, present, k, HIDDEN, BLOCK_K, lanes)
+        next_a_scales = load_x_scales(x_scales, row, k + BLOCK_K, HIDDEN, BLOCK, BLOCK_K, X, LAYOUT)
+        next_gate_scales = load_scales(scales, outputs, present, k + BLOCK_K, HIDDEN, BLOCK_K)
+        next_up_scales = load_scales(scales, ups, present, k + BLOCK_K, HIDDEN, BLOCK_K)
+        gate = multiply(gate, a, a_scales, gate_codes, gate_scales, X)
+        up = multiply(up, a, a_scales, up_codes, up_scales, X)
+        a_scales, gate_scales, up_scales = next_a_scales, next_gate_scales, next_up_scales
     if routing is not None:
         share = tl.load(routing + row + tl.arange(0, BLOCK))[:, None]
         gate, up = gate * share, up * share

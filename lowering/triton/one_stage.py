@@ -1,7 +1,7 @@
 """Template `experts_one_stage`: gate_up and down of a sort block in one launch, h staying in registers.
 
-A tile is a sort block and BLOCK_N columns of h. Its share of the result is the partial sum out[slice, token*k+slot], made
-BLOCK_H columns at a time; the second bias is in slice 0.
+A tile is a sort block and BLOCK_N columns of h. Its share of the result is the partial sum out[slice, token*k+slot],
+made BLOCK_H columns at a time; the second bias is in slice 0.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import triton.language as tl
 from .gate_up import activated, requantise, store_columns
 from .numbers import GROUP
 from .product_params import absent, activation_constants, product_constants, sorted_arguments
-from .products import F4, load_weight, multiply
+from .products import F4, load_codes, load_scales, multiply
 from .scales import source_rows
 from .template import POINTERS, Params, Template
 
@@ -64,7 +64,7 @@ def experts_one_stage_kernel(
     h = activated(
         x + tokens * x_stride, live, x_scales, row, sorted_weights if ROUTING_WEIGHT_STAGE == 1 else None,
         gate_up, gate_up_scales, gate_up_bias, expert, first,
-        HIDDEN, INTERMEDIATE, BLOCK, BLOCK_N, BLOCK_K, X, LAYOUT, ACTIVATION, ALPHA, LIMIT,
+        HIDDEN, INTERMEDIATE, BLOCK, BLOCK_N, BLOCK_K, X, LAYOUT, ACTIVATION, ALPHA, LIMIT, TARGET,
     )  # fmt: skip
     h, h_scales = operand(h, REQUANTIZE, TARGET)
     share = tl.load(sorted_weights + row + tl.arange(0, BLOCK))[:, None]
@@ -73,7 +73,8 @@ def experts_one_stage_kernel(
     partial = out + slice.to(tl.int64) * M * TOPK * HIDDEN
     for column in tl.range(0, HIDDEN, BLOCK_H):
         outputs = column + tl.arange(0, BLOCK_H)
-        w, w_scales = load_weight(codes, scales, outputs, outputs < HIDDEN, first, INTERMEDIATE, BLOCK_N)
+        w = load_codes(codes, outputs, outputs < HIDDEN, first, INTERMEDIATE, BLOCK_N, False)
+        w_scales = load_scales(scales, outputs, outputs < HIDDEN, first, INTERMEDIATE, BLOCK_N)
         sums = tl.zeros([BLOCK, BLOCK_H], tl.float32)
         sums = multiply(sums, h, h_scales, w, w_scales, "bf16" if REQUANTIZE == "none" else F4)
         if down_bias is not None:
@@ -125,4 +126,4 @@ def constants(params: Params) -> dict[str, Any]:
 
 
 EXPERTS_ONE_STAGE = Template(experts_one_stage_kernel, arguments, constants)
-"""Params: gate_up's with block_h (has_weights and has_bias apart), routing_weight_stage, has_gate_up_bias, has_down_bias."""
+"""Params: gate_up's but has_weights and has_bias, block_h, routing_weight_stage, has_gate_up_bias, has_down_bias."""

@@ -19,8 +19,7 @@ F4 = tl.constexpr("f4E2M1FN")
 def load_columns(rows, present, first, WIDTH: tl.constexpr, COLUMNS: tl.constexpr):
     """[rows, WIDTH] from column `first` on of the rows at pointers `rows`; 0 where not `present` and past COLUMNS."""
     columns = first + tl.arange(0, WIDTH)
-    mask = present[:, None] if COLUMNS % WIDTH == 0 else present[:, None] & (columns < COLUMNS)[None, :]
-    return tl.load(rows[:, None] + columns[None, :], mask=mask, other=0)
+    return tl.load(rows[:, None] + columns[None, :], mask=present[:, None] & (columns < COLUMNS)[None, :], other=0)
 
 
 @triton.constexpr_function
@@ -30,11 +29,32 @@ def scale_width(columns: int, layout: str) -> int:
     return triton.cdiv(groups, BLOCK_COLUMNS.value) * BLOCK_COLUMNS.value if layout == "tiled_32x8" else groups
 
 
+@triton.constexpr_function
+def by_lanes(block: int, x: str, target: str) -> bool:
+    """Whether K is in an order that gives each lane of sm_90's wgmma 4 bytes of codes in a row, not 4 single ones.
+
+    The copies of the weight are 16 bytes wide then. Those of x are 4 wide, which pays while x has few rows.
+    """
+    return target == "sm_90" and x != F4.value and block <= 32
+
+
 @triton.jit
-def load_x(
-    rows,
-    live,
-    scales,
+def load_x(rows, live, k, K: tl.constexpr, BLOCK_K: tl.constexpr, X: tl.constexpr, BY_LANES: tl.constexpr):
+    """Values, or codes, of columns k to k + BLOCK_K of the rows at pointers `rows`; 0 where not `live`."""
+    if X == F4:
+        return load_columns(rows, live, k // 2, BLOCK_K // 2, K // 2)
+    elif BY_LANES:
+        # Of the 16 bytes of a group, bit pairs (lane, byte) of the place are swapped; load_codes does the same.
+        place = tl.arange(0, BLOCK_K)
+        columns = k + place // 32 * 32 + place // 2 % 4 * 8 + place // 8 % 4 * 2 + place % 2
+        return tl.load(rows[:, None] + columns[None, :], mask=live[:, None] & (columns < K)[None, :], other=0)
+    else:
+        return load_columns(rows, live, k, BLOCK_K, K)
+
+
+@triton.jit
+def load_x_scales(
+    sorted_scales,
     row,
     k,
     K: tl.constexpr,
@@ -43,25 +63,36 @@ def load_x(
     X: tl.constexpr,
     LAYOUT: tl.constexpr,
 ):
-    """Columns k to k + BLOCK_K of a sort block, whose scales start at sorted row `row`: values and None, or codes and
-    scales."""
+    """The scales of `load_x` for the sort block that starts at sorted row `row`; zeros where x has none."""
+    GROUPS: tl.constexpr = BLOCK_K // GROUP
     if X == F4:
-        codes = load_columns(rows, live, k // 2, BLOCK_K // 2, K // 2)
         width: tl.constexpr = scale_width(K, LAYOUT)
-        groups = k // GROUP + tl.arange(0, BLOCK_K // GROUP)
+        groups = k // GROUP + tl.arange(0, GROUPS)
         places = sorted_offset(row + tl.arange(0, BLOCK)[:, None], groups[None, :], width, LAYOUT)
-        return codes, tl.load(scales + places, mask=(groups < K // GROUP)[None, :], other=0)
+        return tl.load(sorted_scales + places, mask=(groups < K // GROUP)[None, :], other=0)
     else:
-        return load_columns(rows, live, k, BLOCK_K, K), None
+        return tl.zeros([BLOCK, GROUPS], tl.uint8)
 
 
 @triton.jit
-def load_weight(codes, scales, rows, present, k, K: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Codes and scales of columns k to k + BLOCK_K of `rows` of an expert's weight [rows, K]; 0 where not `present`."""
-    return (
-        load_columns(codes + rows * (K // 2), present, k // 2, BLOCK_K // 2, K // 2),
-        load_columns(scales + rows * (K // GROUP), present, k // GROUP, BLOCK_K // GROUP, K // GROUP),
-    )
+def load_codes(codes, rows, present, k, K: tl.constexpr, BLOCK_K: tl.constexpr, BY_LANES: tl.constexpr):
+    """Codes of columns k to k + BLOCK_K of `rows` of an expert's weight [rows, K]; 0 where not `present`."""
+    tile = load_columns(codes + rows * (K // 2), present, k // 2, BLOCK_K // 2, K // 2)
+    if BY_LANES:
+        shape: tl.constexpr = tile.shape
+        tile = tl.permute(tl.reshape(tile, [shape[0], shape[1] // 16, 4, 4]), [0, 1, 3, 2])
+        tile = tl.reshape(tile, shape)
+    return tile
+
+
+@triton.jit
+def load_scales(scales, rows, present, k, K: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Their scales.
+
+    Rows of scales are too short and too unaligned for asynchronous copies, so the K loops read those of a step during
+    the step before: a load and its use in one step would wait for memory each time.
+    """
+    return load_columns(scales + rows * (K // GROUP), present, k // GROUP, BLOCK_K // GROUP, K // GROUP)
 
 
 @triton.jit

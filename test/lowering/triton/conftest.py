@@ -16,7 +16,8 @@ from moeloom.lowering.triton.templates import TEMPLATES
 def interpret() -> Callable[..., None]:
     """interpret(template, params, operands, results, m, tiles): fills `results` in place.
 
-    A strided operand is passed as (tensor, row stride); docs/program.md lists operands, results and tiles.
+    A strided operand is passed as (tensor, row stride); docs/program.md lists operands, results and tiles. `target`
+    takes the code paths of an architecture, those without instructions of its own.
     """
 
     def run(
@@ -26,12 +27,13 @@ def interpret() -> Callable[..., None]:
         results: Sequence[Tensor],
         m: int,
         tiles: int,
+        target: str = "",
     ) -> None:
         kernel = TEMPLATES[template]
         given = [part for operand in operands for part in (operand if isinstance(operand, tuple) else (operand,))]
         named = [name for name, _ in kernel.arguments(params)]
         arguments = dict(zip(named, [*given, *results], strict=True))
-        kernel.function[(tiles, 1, 1)](**arguments, M=m, TARGET="", **kernel.constants(params))
+        kernel.function[(tiles, 1, 1)](**arguments, M=m, TARGET=target, **kernel.constants(params))
 
     return run
 

@@ -1,4 +1,4 @@
-"""experts_one_stage against `reference.experts`, and beside gate_up, quant and down in two stages."""
+"""experts_one_stage against `reference.experts`."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def mx_weight(rows: int, columns: int) -> tuple[Tensor, Tensor]:
 
 
 def combined(partial: Tensor, ids: Tensor) -> Tensor:
-    """Partial sums f32 [slices, R, H] summed over slices and slots; rows of slots without an expert must be untouched."""
+    """f32 [slices, R, H] summed over slices and slots; rows of slots without an expert must be untouched."""
     rows = partial.sum(0).view(TOKENS, TOPK, HIDDEN)
     assert rows[ids < 0].isnan().all()
     return rows.masked_fill((ids < 0).unsqueeze(-1), 0).sum(1)

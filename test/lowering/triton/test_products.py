@@ -96,8 +96,9 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("target", ["", "sm_90"])
 @pytest.mark.parametrize(("x", "layout", "block", "name", "has_bias", "has_weights"), CASES)
-def test_gate_up(interpret, relative_l2, x, layout, block, name, has_bias, has_weights):
+def test_gate_up(interpret, relative_l2, x, layout, block, name, has_bias, has_weights, target):
     torch.manual_seed(0)
     routed = Routed(block)
     operands, values = activations(routed, 1, HIDDEN, x, layout)
@@ -109,7 +110,7 @@ def test_gate_up(interpret, relative_l2, x, layout, block, name, has_bias, has_w
     h = torch.full_like(wanted, torch.nan)
     given = [*strided(operands), *routed.listed(has_weights), *weight, *([bias] if has_bias else [])]
     tiles = routed.blocks * -(-INTERMEDIATE // TILE["block_n"])
-    interpret("gate_up", params | {"requantize": "none"}, given, [h], routed.tokens, tiles)
+    interpret("gate_up", params | {"requantize": "none"}, given, [h], routed.tokens, tiles, target)
     assert_same_rows(h, wanted, relative_l2)
 
 
@@ -139,7 +140,7 @@ def test_requantised_gate_up(interpret, block, mode, layout):
     assert torch.equal(scales, wanted_scales)
 
 
-@pytest.mark.parametrize("splits", [1, 2, 4])
+@pytest.mark.parametrize(("splits", "target"), [(1, ""), (2, "sm_90"), (4, "")])
 @pytest.mark.parametrize(
     ("x", "layout", "block", "has_bias", "has_weights"),
     [
@@ -149,7 +150,7 @@ def test_requantised_gate_up(interpret, block, mode, layout):
         pytest.param("f4E2M1FN", "row_major", 32, False, True, id="row-major codes"),
     ],
 )
-def test_down(interpret, relative_l2, x, layout, block, has_bias, has_weights, splits):
+def test_down(interpret, relative_l2, x, layout, block, has_bias, has_weights, splits, target):
     """The partial sums add up; 4 splits of 3 steps over K include an empty one."""
     torch.manual_seed(1)
     routed = Routed(block)
@@ -166,5 +167,5 @@ def test_down(interpret, relative_l2, x, layout, block, has_bias, has_weights, s
     out = torch.full((splits, *wanted.shape), torch.nan)
     given = [*operands, *routed.listed(has_weights), *weight, *([bias] if has_bias else [])]
     tiles = routed.blocks * -(-HIDDEN // TILE["block_n"]) * splits
-    interpret("down", params | {"block_k": 32}, given, [out], routed.tokens, tiles)
+    interpret("down", params | {"block_k": 32}, given, [out], routed.tokens, tiles, target)
     assert_same_rows(out.sum(0), wanted, relative_l2)
