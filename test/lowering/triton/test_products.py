@@ -114,6 +114,22 @@ def test_gate_up(interpret, relative_l2, x, layout, block, name, has_bias, has_w
     assert_same_rows(h, wanted, relative_l2)
 
 
+def test_f16_rows_lose_no_bits(interpret, relative_l2):
+    """Sums whose high parts cancel: all that is left is what bf16 could not hold."""
+    torch.manual_seed(3)
+    routed = Routed(16)
+    x = torch.tensor([1 + 2**-9, -1.0], dtype=torch.float16).repeat(routed.tokens, HIDDEN // 2)
+    codes, scales = mx_weight(2 * INTERMEDIATE, HIDDEN)
+    weight = torch.full_like(codes, 0x22), torch.full_like(scales, 127)  # ones
+    activation = {"activation": "silu", "alpha": 0.0, "limit": 0.0}
+    params = routed.params("f16") | activation | {"has_bias": False, "has_weights": False, "requantize": "none"}
+    wanted = gate_up_rows(routed, x.double(), weight, None, False, **activation)
+    h = torch.full_like(wanted, torch.nan)
+    tiles = routed.blocks * -(-INTERMEDIATE // TILE["block_n"])
+    interpret("gate_up", params, [(x, HIDDEN), *routed.listed(False), *weight], [h], routed.tokens, tiles)
+    assert_same_rows(h, wanted, relative_l2)
+
+
 @pytest.mark.parametrize("layout", ["tiled_32x8", "row_major"])
 @pytest.mark.parametrize(("block", "mode"), [(16, "even"), (32, "rceil")])
 def test_requantised_gate_up(interpret, block, mode, layout):
