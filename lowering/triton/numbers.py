@@ -14,6 +14,16 @@ GROUP = tl.constexpr(32)
 E8M0_NAN = tl.constexpr(255)
 _INF = tl.constexpr(0x7F800000)
 
+
+@triton.jit
+def widened(x):
+    """The f32 bits (u32) of bf16 or f16 `x`; of bf16 by a shift, because Triton's interpreter flushes subnormals."""
+    if x.dtype == tl.bfloat16:
+        return x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16
+    else:
+        return x.to(tl.float32).to(tl.uint32, bitcast=True)
+
+
 @triton.jit
 def e8m0_scale(amax, MODE: tl.constexpr):
     """The scale byte (i32) of groups whose largest magnitude has the f32 bits `amax` (i32, no sign); NaN gives 255."""
@@ -32,40 +42,45 @@ def e8m0_scale(amax, MODE: tl.constexpr):
 
 
 @triton.jit
+def _pairs(x):
+    """Elements 2j and elements 2j+1 of a tile [R, G, 32], each [R, G, 16]."""
+    return tl.split(tl.reshape(x, [x.shape[0], x.shape[1], GROUP // 2, 2]))
+
+
+@triton.jit
 def encode_portable(x, byte):
-    """Codes (u32) of bf16 or f16 `x` [R, G, 32] / 2^(byte-127), byte i32 [R, G]: nearest even, saturating at 6, sign of
-    zero kept; 0 where the byte is 255."""
+    """Packed codes u8 [R, G, 16] of `x` by float arithmetic that is exact, as long as subnormals are not flushed."""
     is_nan = (byte == E8M0_NAN)[:, :, None]
-    # 2^(127-byte); the last one is subnormal. Products of NaN groups do not matter.
+    # 2^(127-byte); the last one is subnormal.
     reciprocal = tl.where(byte >= 254, 0x00400000, (254 - byte) << 23).to(tl.float32, bitcast=True)[:, :, None]
-    bits = x.to(tl.float32).to(tl.uint32, bitcast=True)
-    value = (bits & 0x7FFFFFFF).to(tl.float32, bitcast=True) * reciprocal
-    value_bits = value.to(tl.uint32, bitcast=True)
-    # From 1.0 (code 2) upwards a code is the exponent and one bit of mantissa; below, the last place of 2^22 is 0.5.
-    normal = ((value_bits + 0x1FFFFF + ((value_bits >> 22) & 1)) >> 22) - 252
-    subnormal = (value + 4194304.0).to(tl.uint32, bitcast=True) - 0x4A800000
-    code = tl.where(value_bits < 0x3F800000, subnormal, normal)
-    largest = tl.where(is_nan, 0, 7).to(tl.uint32)
-    sign = tl.where(is_nan, 0, 8).to(tl.uint32)
-    return tl.minimum(code, largest) | ((bits >> 28) & sign)
+    bits = widened(x)
+    size = (bits & 0x7FFFFFFF).to(tl.float32, bitcast=True) * reciprocal
+    # Codes are spaced 0.5 up to 2.0 (code 4), 1.0 up to 4.0 (code 6), then 2.0. Each line, rounded to nearest even, is
+    # the code in its range and no less elsewhere; adding 2^23 rounds and leaves the integer in the low bits.
+    largest = tl.where(is_nan, 8388608.0, 8388608.0 + 7.0)
+    low_lines = tl.minimum(tl.fma(size, 2.0, 8388608.0), size + (8388608.0 + 2.0))
+    rounded = tl.minimum(tl.minimum(low_lines, tl.fma(size, 0.5, 8388608.0 + 4.0)), largest)
+    sign = (bits >> 28) & tl.where(is_nan, 0, 8).to(tl.uint32)
+    even, odd = _pairs((rounded.to(tl.uint32, bitcast=True) & 7) | sign)
+    return (even | (odd << 4)).to(tl.uint8)
 
 
 @triton.jit
 def encode_gfx950(x, byte):
-    """`encode_portable` by the hardware conversion, packed: u8 [R, G, 16].
+    """Packed codes u8 [R, G, 16] of `x` by the hardware conversion of CDNA4.
 
-    The instruction divides by 2^(exponent field of its f32 scale - 127), rounds to nearest even, honours subnormals and
-    saturates (CDNA4 ISA, "packed convert"). Only groups with a NaN need help.
+    The instruction divides by 2^(exponent field of its f32 scale - 127), rounds to nearest even, takes subnormals as
+    they are and saturates, Inf too (CDNA4 ISA, "Packed Convert"). Only groups with a NaN need help.
     """
-    low, high = tl.split(tl.reshape(x.to(tl.uint16, bitcast=True), [x.shape[0], x.shape[1], GROUP // 2, 2]))
-    pairs = low.to(tl.uint32) | (high.to(tl.uint32) << 16)
-    pairs &= tl.where(byte == E8M0_NAN, 0, 0xFFFFFFFF).to(tl.uint32)[:, :, None]
+    bits = tl.where((byte == E8M0_NAN)[:, :, None], 0, x.to(tl.int16, bitcast=True)).to(tl.uint16, bitcast=True)
+    even, odd = _pairs(bits)
     # For byte 0 the subnormal 2^-127: its exponent field is 0, whether or not it is flushed.
-    scale = tl.where(byte == 0, 0x00400000, byte << 23).to(tl.float32, bitcast=True)[:, :, None]
+    scale = tl.where(byte == 0, 0x00400000, byte << 23).to(tl.float32, bitcast=True)
+    scale, _ = _pairs(tl.broadcast_to(scale[:, :, None], x.shape))  # laid out like the pairs
     packed = tl.inline_asm_elementwise(
         "v_cvt_scalef32_pk_fp4_bf16 $0, $1, $2" if x.dtype == tl.bfloat16 else "v_cvt_scalef32_pk_fp4_f16 $0, $1, $2",
         "=v,v,v",
-        [pairs, tl.broadcast_to(scale, pairs.shape)],
+        [even.to(tl.uint32) | (odd.to(tl.uint32) << 16), scale],
         dtype=tl.uint32,
         is_pure=True,
         pack=1,
@@ -75,20 +90,18 @@ def encode_gfx950(x, byte):
 
 @triton.jit
 def encode(x, byte, TARGET: tl.constexpr):
-    """Codes of `x` [R, G, 32] (bf16 or f16) under scale bytes i32 [R, G], two a byte: u8 [R, G, 16], element 2j in the
-    low nibble of byte j; groups of byte 255 become 0."""
+    """Codes of `x` [R, G, 32] (bf16 or f16) / 2^(byte-127), byte i32 [R, G]: u8 [R, G, 16], element 2j in byte j's low
+    nibble. Nearest even, saturating at 6, sign of zero kept; groups of byte 255 become 0."""
     if TARGET == "gfx950":
         return encode_gfx950(x, byte)
     else:
-        codes = encode_portable(x, byte)
-        low, high = tl.split(tl.reshape(codes, [x.shape[0], x.shape[1], GROUP // 2, 2]))
-        return (low | (high << 4)).to(tl.uint8)
+        return encode_portable(x, byte)
 
 
 @triton.jit
 def quantise(x, MODE: tl.constexpr, TARGET: tl.constexpr):
     """MXFP4 per 1x32 of a tile `x` [R, G, 32] (bf16 or f16): packed codes u8 [R, G, 16] and scale bytes u8 [R, G]."""
-    magnitude = x.to(tl.int16, bitcast=True) & 0x7FFF  # ordered like the values, NaN above Inf
-    amax = tl.max(magnitude, axis=2).to(tl.int16).to(x.dtype, bitcast=True).to(tl.float32)
-    byte = e8m0_scale(amax.to(tl.int32, bitcast=True), MODE)
+    magnitude = x.to(tl.uint16, bitcast=True) & 0x7FFF  # ordered like the values, NaN above Inf
+    amax = tl.max(magnitude, axis=2).to(tl.uint16).to(x.dtype, bitcast=True)
+    byte = e8m0_scale(widened(amax).to(tl.int32, bitcast=True), MODE)
     return encode(x, byte, TARGET), byte.to(tl.uint8)

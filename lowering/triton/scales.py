@@ -18,7 +18,7 @@ BLOCK_COLUMNS = tl.constexpr(8)
 
 @triton.jit
 def sorted_offset(rows, columns, WIDTH: tl.constexpr, LAYOUT: tl.constexpr):
-    """Byte offset of sorted `rows` (i64) and scale `columns` in sorted scales of WIDTH columns (padded by the layout)."""
+    """Byte offset of sorted `rows` (i64) and scale `columns` in sorted scales of WIDTH columns, padding included."""
     if LAYOUT == "row_major":
         return rows * WIDTH + columns
     else:
@@ -165,4 +165,4 @@ def _quant_sort_constants(params: Params) -> dict[str, Any]:
 SORT_SCALES = Template(sort_scales_kernel, _sort_scales_arguments, _sort_scales_constants)
 """Params: columns (C), stage, topk, layout."""
 QUANT_SORT = Template(quant_sort_kernel, _quant_sort_arguments, _quant_sort_constants)
-"""Params: columns (H), x, scale_mode, stage, topk, layout, rows (a power of two up to 32) and groups (a power of two)."""
+"""Params: columns (H), x, scale_mode, stage, topk, layout, rows (a power of two up to 32), groups (a power of two)."""
