@@ -25,21 +25,39 @@ def write_code(
     """
     if target.architecture is None:
         return {"libraries": write_libraries(kernels, folder, cache, step), "kernels": dict(kernels)}
-    generic = {name for program in programs.values() for name in _unaligned(program)}
+    generic: dict[str, set[int]] = {}
+    for program in programs.values():
+        for name, arguments in _unknown(program):
+            generic.setdefault(name, set()).update(arguments)
     architecture = {name: asdict(target.architecture)[name] for name in ("backend", "name", "warp_size")}
     described = write_kernels(kernels, target.architecture, folder, cache, step, generic)
     return {"architecture": architecture, "libraries": [], "kernels": described}
 
 
-def _unaligned(program: Mapping[str, Any]) -> Iterator[str]:
-    """The kernels of a program that touch a caller's tensor, or rows whose stride the fast variant does not take."""
+def _unknown(program: Mapping[str, Any]) -> Iterator[tuple[str, set[int]]]:
+    """The kernels that touch a caller's tensor, or rows whose stride the fast variant does not take, and which of their
+    arguments those are (docs/program.md, "Kernel ABI (GPU)")."""
     foreign = {item["value"] for item in (*program["inputs"], *program["outputs"])}
     foreign |= {int(value) for value, about in program["values"].items() if about["slot"] is None}
     for launch in _launches(program["steps"]):
-        strides = [program["values"].get(str(launch["operands"][i])) for i in launch["strided"]]
-        touched = {*launch["operands"], *launch["results"]}
-        if touched & foreign or any(about and about["shape"][-1] % ALIGNED for about in strides):
-            yield launch["launch"]
+        arguments: list[tuple[int, bool]] = []
+        for number, value in enumerate(launch["operands"]):
+            arguments.append((value, False))
+            if number in launch["strided"]:
+                arguments.append((value, True))
+        arguments += [(value, False) for value in launch["results"]]
+        unknown = {
+            number
+            for number, (value, is_stride) in enumerate(arguments)
+            if value in foreign or (is_stride and _width(program, value) % ALIGNED)
+        }
+        if unknown:
+            yield launch["launch"], unknown
+
+
+def _width(program: Mapping[str, Any], value: int) -> int:
+    """The elements of a row of an intermediate tensor."""
+    return program["values"][str(value)]["shape"][-1]
 
 
 def _launches(steps: list[dict]) -> Iterator[dict]:

@@ -26,12 +26,12 @@ def write_kernels(
     folder: Path,
     cache: Path,
     progress: Callable[[int, int], None],
-    generic: Collection[str] = (),
+    generic: Mapping[str, Collection[int]],
 ) -> dict[str, dict[str, Any]]:
     """Compile `kernels` (name -> {"template", "params"}) into `folder`/<architecture>: the manifest's `kernels`.
 
-    generic: the kernels that touch a caller's tensor and so need a variant that assumes no alignment. `cache` keeps
-    code objects between compilations. CompileError (one line) when a kernel does not compile.
+    generic: the kernels that need a second variant, each with the numbers of the arguments that it assumes nothing of.
+    `cache` keeps code objects between compilations. CompileError (one line) when a kernel does not compile.
     """
     compiled = compile_kernels(kernels, architecture, cache, progress, generic)
     place = folder / architecture.name
@@ -63,27 +63,29 @@ def compile_kernels(
     architecture: Architecture,
     cache: Path,
     progress: Callable[[int, int], None],
-    generic: Collection[str] = (),
+    generic: Mapping[str, Collection[int]],
 ) -> dict[str, dict[int, Path]]:
     """The folders of every kernel's variants in `cache` (code, assembly, facts: see compile.py), by divisibility."""
-    unknown = sorted({kernel["template"] for kernel in kernels.values()} - TEMPLATES.keys())
-    if unknown:
-        raise CompileError(f"target {architecture.name} has no kernel template {', '.join(unknown)}")
-    wanted = [(name, divisible) for name in kernels for divisible in ((ALIGNED, 1) if name in generic else (ALIGNED,))]
-    jobs = [_job(name, kernels[name], architecture, divisible) for name, divisible in wanted]
+    absent = sorted({kernel["template"] for kernel in kernels.values()} - TEMPLATES.keys())
+    if absent:
+        raise CompileError(f"target {architecture.name} has no kernel template {', '.join(absent)}")
+    wanted = [(name, ALIGNED, ()) for name in kernels] + [
+        (name, 1, generic[name]) for name in kernels if name in generic
+    ]
+    jobs = [_job(name, kernels[name], architecture, unknown) for name, _, unknown in wanted]
     compiled: dict[str, dict[int, Path]] = {name: {} for name in kernels}
-    for (name, divisible), path in zip(wanted, make(WORKER, jobs, cache, progress, _environment()), strict=True):
+    for (name, divisible, _), path in zip(wanted, make(WORKER, jobs, cache, progress, _environment()), strict=True):
         compiled[name][divisible] = path
     return compiled
 
 
-def _job(name: str, kernel: Mapping[str, Any], architecture: Architecture, divisible: int) -> Job:
+def _job(name: str, kernel: Mapping[str, Any], architecture: Architecture, unknown: Collection[int]) -> Job:
     template = kernel["template"]
     work = {
         "template": template,
         "params": dict(kernel["params"]),
         "architecture": architecture.name,
-        "divisible": divisible,
+        "unknown": sorted(unknown),
     }
     key = content_key(work, sources(Path(__file__).parent, "triton"))
     return Job(f"kernel {name} for {architecture.name}", work, f"{key}.{architecture.code}", template in COSTLY)

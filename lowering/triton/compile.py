@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ CODE, ASSEMBLY, FACTS = "code", "assembly", "facts.json"
 """The files of a compiled variant."""
 
 ALIGNED = 16
+"""Bytes of a pointer and elements of a stride that a kernel may assume."""
 
 FUSED_MULTIPLY_ADD = False
 """Whether a*b + c may round once. Never: the CPU target and Triton's interpreter round twice, and scales, codes and
@@ -44,10 +45,10 @@ UNSUPPORTED = (
 
 
 def write_variant(work: Mapping[str, Any], folder: Path) -> None:
-    """Make the folder of one variant: work = {"template", "params", "architecture", "divisible": 16 or 1}."""
+    """Make the folder of one variant: work = {"template", "params", "architecture", "unknown"}."""
     template, architecture = TEMPLATES[work["template"]], ARCHITECTURES[work["architecture"]]
     try:
-        compile_variant(template, work["params"], architecture, work["divisible"], folder)
+        compile_variant(template, work["params"], architecture, work["unknown"], folder)
     except CompilationError as error:
         raise CompileError(_described(error)) from error
 
@@ -62,17 +63,18 @@ def _described(error: CompilationError) -> str:
 
 
 def compile_variant(
-    template: Template, params: Params, architecture: Architecture, divisible: int, folder: Path
+    template: Template, params: Params, architecture: Architecture, unknown: Collection[int], folder: Path
 ) -> None:
     """Compile and write code object, assembly and facts (all of a manifest's VARIANT but file and hash) into `folder`.
 
+    unknown: the numbers of the arguments of which no alignment is assumed.
     CompileError when the template's lists do not fit its function, or when the code needs what no launch gives it.
     """
     knobs.compilation.disable_line_info = True  # it holds paths of this machine
     with tempfile.TemporaryDirectory() as kept:
         knobs.cache.dir = kept  # what is kept is our own business: workers.make
         kernel = triton.compile(
-            source(template, params, architecture, divisible),
+            source(template, params, architecture, unknown),
             target=GPUTarget(architecture.backend, architecture.arch, architecture.warp_size),
             options={
                 "num_warps": params["num_warps"],
@@ -86,22 +88,25 @@ def compile_variant(
     folder.mkdir()
     (folder / CODE).write_bytes(code)
     (folder / ASSEMBLY).write_text(text)
-    (folder / FACTS).write_text(json.dumps({"divisible": divisible, **facts}))
+    (folder / FACTS).write_text(json.dumps({"divisible": 1 if unknown else ALIGNED, **facts}))
 
 
-def source(template: Template, params: Params, architecture: Architecture, divisible: int) -> ASTSource:
-    """The function with its signature, its constants and what is asserted of its arguments."""
+def source(template: Template, params: Params, architecture: Architecture, unknown: Collection[int]) -> ASTSource:
+    """The function with its signature, its constants and what is asserted of its arguments but the `unknown` ones."""
     function, names = template.function.__name__, list(template.function.arg_names)
     arguments = dict([*template.arguments(params), ("M", "i32")])
     constants = template.constants(params) | {"TARGET": architecture.name}
-    if unknown := sorted(constants.keys() - set(names)):
-        raise CompileError(f"{function} has no parameter {', '.join(unknown)}; its template sets one")
+    if foreign := sorted(constants.keys() - set(names)):
+        raise CompileError(f"{function} has no parameter {', '.join(foreign)}; its template sets one")
     # Triton passes arguments in the function's order, whatever the signature's.
     wanted = [name for name in names if name not in constants]
     if list(arguments) != wanted:
         raise CompileError(f"{function} takes {wanted}, its template passes {list(arguments)}: give both one order")
-    aligned = [name for name, kind in arguments.items() if kind.startswith("*") or kind == "i64"]
-    attributes = {(names.index(name),): [["tt.divisibility", divisible]] for name in aligned} if divisible > 1 else {}
+    attributes = {
+        (names.index(name),): [["tt.divisibility", ALIGNED]]
+        for number, (name, kind) in enumerate(arguments.items())
+        if number not in unknown and (kind.startswith("*") or kind == "i64")
+    }
     signature = {name: arguments.get(name, "constexpr") for name in names}
     return ASTSource(template.function, signature, constants, attributes)
 

@@ -28,7 +28,7 @@ def quiet(done, total):
 def test_describes_kernels_as_the_manifest_does(architecture, tmp_path):
     kernels = {"scaled_0": kernel("scaled"), "scaled_1": kernel("scaled", columns=96, num_warps=2)}
     folder = tmp_path / "kernels"
-    made = write_kernels(kernels, architecture, folder, tmp_path / "cache", quiet, generic=["scaled_0"])
+    made = write_kernels(kernels, architecture, folder, tmp_path / "cache", quiet, {"scaled_0": [0, 1, 2, 3]})
     assert made.keys() == kernels.keys()
     for name, described in made.items():
         assert {key: described[key] for key in ("template", "params")} == kernels[name]
@@ -56,7 +56,7 @@ def test_describes_kernels_as_the_manifest_does(architecture, tmp_path):
 @pytest.mark.parametrize("architecture", [GFX942, SM_90], ids=lambda a: a.name)
 def test_rounds_products_before_it_adds(architecture, tmp_path):
     """The CPU target does too, and bytes must agree."""
-    compiled = compile_kernels({"scaled_0": kernel("scaled")}, architecture, tmp_path, quiet)
+    compiled = compile_kernels({"scaled_0": kernel("scaled")}, architecture, tmp_path, quiet, {})
     found = instructions((compiled["scaled_0"][16] / ASSEMBLY).read_text())
     assert any("mul" in name and "f32" in name for name in found)
     assert [name for name in found if "fma" in name or "mac_f32" in name] == []
@@ -65,7 +65,7 @@ def test_rounds_products_before_it_adds(architecture, tmp_path):
 @pytest.mark.parametrize("architecture", [GFX942, SM_90], ids=lambda a: a.name)
 def test_same_code_every_time(architecture, tmp_path):
     kernels = {"scaled_0": kernel("scaled"), "product_0": kernel("product", block=64)}
-    first, second = (compile_kernels(kernels, architecture, tmp_path / place, quiet) for place in "ab")
+    first, second = (compile_kernels(kernels, architecture, tmp_path / place, quiet, {}) for place in "ab")
     for name in kernels:
         assert (first[name][16] / CODE).read_bytes() == (second[name][16] / CODE).read_bytes()
 
@@ -73,18 +73,18 @@ def test_same_code_every_time(architecture, tmp_path):
 def test_keeps_code_by_content(tmp_path, monkeypatch):
     kernels = {"scaled_0": kernel("scaled"), "scaled_9": kernel("scaled")}
     seen = []
-    first = compile_kernels(kernels, SM_90, tmp_path, lambda *counts: seen.append(counts))
+    first = compile_kernels(kernels, SM_90, tmp_path, lambda *counts: seen.append(counts), {})
     assert first["scaled_0"] == first["scaled_9"], "one code object has any number of names"
     assert seen == [(0, 1), (1, 1)]
     monkeypatch.setattr(build, "WORKER", "no_such_module")
-    assert compile_kernels(kernels, SM_90, tmp_path, quiet) == first
+    assert compile_kernels(kernels, SM_90, tmp_path, quiet, {}) == first
     for changed in (kernel("scaled", columns=64), kernel("scaled", num_warps=8), kernel("crowded")):
         with pytest.raises(CompileError, match="no_such_module"):
-            compile_kernels({"scaled_0": changed}, SM_90, tmp_path, quiet)
+            compile_kernels({"scaled_0": changed}, SM_90, tmp_path, quiet, {})
     with pytest.raises(CompileError, match="no_such_module"):
-        compile_kernels(kernels, ARCHITECTURES["sm_80"], tmp_path, quiet)
+        compile_kernels(kernels, ARCHITECTURES["sm_80"], tmp_path, quiet, {})
     with pytest.raises(CompileError, match="no_such_module"):
-        compile_kernels(kernels, SM_90, tmp_path, quiet, generic=["scaled_0"])
+        compile_kernels(kernels, SM_90, tmp_path, quiet, {"scaled_0": [1]})
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_keeps_code_by_content(tmp_path, monkeypatch):
 def test_refuses_in_one_line_and_leaves_nothing(architecture, template, problem, tmp_path):
     folder, cache = tmp_path / "kernels", tmp_path / "cache"
     with pytest.raises(CompileError, match=problem) as error:
-        write_kernels({"broken_0": kernel(template, columns=64)}, ARCHITECTURES[architecture], folder, cache, quiet)
+        write_kernels({"broken_0": kernel(template, columns=64)}, ARCHITECTURES[architecture], folder, cache, quiet, {})
     assert str(error.value).startswith(f"compiling kernel broken_0 for {architecture} failed: ")
     assert "\n" not in str(error.value)
     assert list(cache.iterdir()) == []
@@ -116,13 +116,13 @@ def test_refuses_in_one_line_and_leaves_nothing(architecture, template, problem,
 
 def test_refuses_an_unknown_template(tmp_path):
     with pytest.raises(CompileError, match="target gfx942 has no kernel template quantise"):
-        write_kernels({"k": kernel("quantise")}, GFX942, tmp_path / "kernels", tmp_path / "cache", quiet)
+        write_kernels({"k": kernel("quantise")}, GFX942, tmp_path / "kernels", tmp_path / "cache", quiet, {})
 
 
 def test_refuses_more_shared_memory_than_there_is(tmp_path):
     wide = kernel("product", columns=1024, block=256)
     with pytest.raises(CompileError, match=r"needs \d+ bytes of shared memory, gfx942 has 65536: use smaller tiles"):
-        compile_kernels({"wide_0": wide}, GFX942, tmp_path, quiet)
+        compile_kernels({"wide_0": wide}, GFX942, tmp_path, quiet, {})
 
 
 METADATA = {"num_ctas": 1, "num_warps": 4, "shared": 0, "name": "k", "global_scratch_size": 0}
@@ -147,7 +147,7 @@ def test_refuses_what_a_launch_does_not_provide(name, value):
 
 
 def test_refuses_code_that_takes_other_arguments(tmp_path):
-    compiled = compile_kernels({"scaled_0": kernel("scaled")}, SM_90, tmp_path, quiet)["scaled_0"][16]
+    compiled = compile_kernels({"scaled_0": kernel("scaled")}, SM_90, tmp_path, quiet, {})["scaled_0"][16]
     code, text = (compiled / CODE).read_bytes(), (compiled / ASSEMBLY).read_text()
     assert variant_facts(ARGUMENTS, METADATA, code, text, SM_90)["scratch"] == 2
     assert parameters(text) == ["*", "i64", "*", "*", "i32", "*", "*"]
