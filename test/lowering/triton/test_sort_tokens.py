@@ -122,4 +122,4 @@ def test_slots_of_128_and_more_are_unsigned(sort):
 
 def test_many_experts(sort):
     check(sort, random_ids(12, 8, 384, 5), 384, 16)
-    check(sort, random_ids(33, 4, 96, 6, low=-1), 96, 32)
+    check(sort, random_ids(20, 4, 96, 6, low=-1), 96, 32)
