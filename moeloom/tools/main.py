@@ -2,12 +2,12 @@
 
 import sys
 import traceback
-from importlib.metadata import version
 
 import click
 
 from moeloom.tools import bench, check, compile, inspect, run
 from moeloom.tools.errors import EXIT_ERROR, EXIT_USAGE, user_errors
+from moeloom.version import VERSION
 
 EXIT_INTERRUPTED = 130
 
@@ -16,7 +16,7 @@ EXIT_INTERRUPTED = 130
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="\b\nExit codes: 0 done; 1 an error, told in one line; 2 a wrong command line; 3 a failed check.",
 )
-@click.version_option(version("moeloom"), prog_name="moeloom")
+@click.version_option(VERSION, prog_name="moeloom")
 @click.option("--traceback", "show_traceback", is_flag=True, help="On an error, show Python's traceback too.")
 def cli(show_traceback: bool) -> None:
     """Compile mixture-of-experts models to fused MXFP4 programs, and run them.
