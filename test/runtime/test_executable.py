@@ -143,7 +143,7 @@ def test_variants_do_not_count_as_blocks(make_artifact: Callable, tmp_path: Path
 
 def test_weights_from_elsewhere(make_artifact: Callable, tmp_path: Path, weights: dict, oracle: Callable) -> None:
     path = make_artifact(tmp_path / "none.moel", lambda manifest: manifest["targets"]["cpu"].update(weights={}))
-    with pytest.raises(LaunchError, match=r"holds no weight 'b\.factors'; load it with weights=CHECKPOINT"):
+    with pytest.raises(LaunchError, match=r"holds no weight 'b\.factors'; load it with weights=DIRECTORY"):
         load(path)(tokens(2))
     exe = load(path, weights={f"b.{name}": weight for name, weight in weights.items()})
     torch.testing.assert_close(exe(tokens(2)), oracle(tokens(2)))

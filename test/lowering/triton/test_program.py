@@ -1,0 +1,214 @@
+"""Whole GPU programs on the CPU: the runtime binds and launches as on a GPU, Triton's interpreter runs the kernels."""
+
+import ctypes
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import triton.language as tl
+from triton.runtime import interpreter
+
+import moeloom
+from moeloom.check import TOLERANCE, check, inputs_of, relative_l2
+from moeloom.lowering.triton.templates import TEMPLATES
+from moeloom.replay import Replay
+from moeloom.runtime import gpu
+from moeloom.runtime.artifact import read
+from moeloom.runtime.bind import bind
+from moeloom.runtime.executable import Executable
+from moeloom.runtime.program import Alternatives, Step
+from moeloom.runtime.target import Target
+
+TARGET = "sm_90"
+DTYPES = {
+    "*bf16": torch.bfloat16,
+    "*fp16": torch.float16,
+    "*fp32": torch.float32,
+    "*i32": torch.int32,
+    "*i1": torch.bool,
+    "*u8": torch.uint8,
+}
+
+
+class Interpreted(gpu.Driver):
+    """A driver whose code objects are the templates they were compiled from, and whose memory is the host's.
+
+    `launched` are the kernels in order, with what their code assumes of pointers.
+    """
+
+    def __init__(self, target: Target):
+        self.torch_device = torch.device("cpu")
+        self.launched: list[tuple[str, int]] = []
+        self._codes = {v.sha256: (name, v) for name, variants in target.variants.items() for v in variants}
+        self._target, self._functions = target, list(self._codes.values())
+
+    def load(self, content: bytes, what: str) -> int:
+        return self._functions.index(self._codes[hashlib.sha256(content).hexdigest()])
+
+    def function(self, module: int, symbol: str, shared: int) -> int:
+        assert self._functions[module][1].symbol == symbol
+        return module
+
+    def launch(self, function: int, *rest: Any) -> int:
+        x, y, z, threads, _, _, shared, _, addresses, _ = rest
+        name, variant = self._functions[function]
+        assert (y, z, threads, shared) == (1, 1, variant.threads, variant.shared)
+        kernel = self._target.kernels[name]
+        types = [*kernel["arguments"], "i32", *["*"] * variant.scratch]
+        values = [_value(kind, address) for kind, address in zip(types, addresses, strict=True)]
+        count = len(kernel["arguments"])
+        assert not any(values[count + 1 :])
+        template, params = TEMPLATES[kernel["template"]], kernel["params"]
+        names = [argument for argument, _ in template.arguments(params)]
+        arguments = dict(zip(names, values[:count], strict=True)) | {"M": values[count], "TARGET": ""}
+        self.launched.append((name, variant.divisible))
+        template.function[(x, 1, 1)](**arguments, **template.constants(params))
+        return 0
+
+    def current(self) -> AbstractContextManager:
+        return nullcontext()
+
+    def stream(self) -> Any:
+        return SimpleNamespace(cuda_stream=0)
+
+    def capturing(self) -> bool:
+        return False
+
+    def synchronise(self) -> None:
+        pass
+
+    def seconds(self, launch: Callable[[], None]) -> float:
+        launch()
+        return 0.0
+
+
+def _value(kind: str, address: int) -> Any:
+    """The argument at `address`, as the interpreter takes it: a number, or a tensor that begins where it points."""
+    if kind == "i32":
+        return ctypes.c_int32.from_address(address).value
+    word = ctypes.c_int64.from_address(address).value
+    if not kind.startswith("*") or word == 0:
+        return word
+    dtype = DTYPES[kind]
+    return torch.frombuffer((ctypes.c_uint8 * dtype.itemsize).from_address(word), dtype=dtype)
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], tuple[Executable, Interpreted]]:
+    """interpreted(artifact) -> its GPU target as an executable, and the driver that runs it."""
+
+    def opened(path: Path) -> tuple[Executable, Interpreted]:
+        monkeypatch.setattr(gpu, "_modules", {})
+        manifest = read(path)
+        target = manifest.targets[TARGET]
+        driver = Interpreted(target)
+        device = gpu.Gpu(driver, target)
+        return Executable(manifest, target, device, bind(manifest, TARGET), poison=True), driver
+
+    return opened
+
+
+@pytest.fixture(scope="module")
+def compiled(checkpoint: Callable, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """compiled(family, **options) -> an artifact for the CPU and a GPU, made once."""
+    made: dict[tuple, Path] = {}
+
+    def artifact(family: str, **options: Any) -> Path:
+        key = (family, *sorted(options.items()))
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("gpu") / "a.moel"
+            moeloom.compile(checkpoint(family), made[key], targets=["cpu", TARGET], **options)
+        return made[key]
+
+    return artifact
+
+
+@pytest.fixture(autouse=True)
+def rounded_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter cuts f32 off to bf16; a GPU rounds to the nearest. Quantised afterwards, that is other codes."""
+    convert = interpreter._convert_float
+
+    def rounded(given: np.ndarray, source: Any, target: Any, mode: Any) -> np.ndarray:
+        if (source, target) != (tl.float32, tl.bfloat16):
+            return convert(given, source, target, mode)
+        values = torch.from_numpy(np.ascontiguousarray(given).view(np.float32))
+        return values.bfloat16().view(torch.int16).numpy().view(np.uint16).reshape(given.shape)
+
+    monkeypatch.setattr(interpreter, "_convert_float", rounded)
+
+
+def test_two_stages(interpreted: Callable, compiled: Callable) -> None:
+    """The fused and the split program against the reference and each other, bytes included."""
+    exe, _ = interpreted(compiled("gpt_oss", activations="mxfp4"))
+    figures = list(check(exe, exe.entries[:1], [3]))
+    assert [figure.compared for figure in figures] == ["reference", "fused and split"]
+    assert all(figure.passed for figure in figures)
+
+
+def test_one_stage(interpreted: Callable, compiled: Callable) -> None:
+    exe, driver = interpreted(compiled("gpt_oss", activations="bf16", stages=1))
+    assert [figure.passed for figure in check(exe, exe.entries[:1], [1])] == [True]
+    assert [name for name, _ in driver.launched].count("experts_one_stage_0") == 1
+
+
+def test_prequantised_entry(interpreted: Callable, compiled: Callable) -> None:
+    """Traced, so that what ran is also seen to be what inspect says."""
+    exe, driver = interpreted(compiled("gpt_oss", activations="mxfp4"))
+    (name,) = [entry for entry in exe.entries if entry.endswith("layers.1.mlp.experts_prequantised")]
+    inputs = inputs_of(exe, name, 2, 0)
+    found, ran = exe[name].trace(**inputs)
+    assert relative_l2(found, *Replay(exe, name).run(inputs)) < TOLERANCE
+    assert [(r.kernel, r.tiles) for r in ran] == [(s.kernel, s.tiles) for s in exe[name].launches(2)]
+    assert [kernel for kernel, _ in driver.launched] == [r.kernel for r in ran]
+
+
+def test_any_stride_and_alignment(interpreted: Callable, compiled: Callable) -> None:
+    exe, driver = interpreted(compiled("gpt_oss", activations="mxfp4"))
+    entry, m = exe[exe.entries[0]], 2
+    x = inputs_of(exe, entry.name, m, 0)["x"]
+    wide = torch.full((m * (x.shape[1] + 7) + 1,), torch.nan, dtype=x.dtype)
+    odd = wide[1:].view(m, -1)[:, 3 : 3 + x.shape[1]]
+    odd.copy_(x)
+    wanted = entry(x)
+    assumed = dict(driver.launched)
+    driver.launched.clear()
+    assert torch.equal(entry(odd), wanted)
+    quantisers = [name for name, _ in driver.launched if name.startswith("quant_sort")]
+    assert assumed[quantisers[0]] == 16 and dict(driver.launched)[quantisers[0]] == 1
+
+
+def test_padded_tokens(interpreted: Callable, compiled: Callable) -> None:
+    """Rows beyond num_tokens give 0, and the others what they give alone."""
+    exe, _ = interpreted(compiled("gpt_oss", activations="mxfp4"))
+    entry, m, live = exe[exe.entries[0]], 3, 2
+    x = inputs_of(exe, entry.name, m, 0)["x"]
+    wanted = entry(x[:live])
+    x[live:] = torch.nan
+    found = entry(x, num_tokens=torch.tensor([live], dtype=torch.int32))
+    assert torch.equal(found[:live], wanted) and not found[live:].any()
+
+
+def test_phases_of_the_token_sort(interpreted: Callable, compiled: Callable) -> None:
+    exe, driver = interpreted(compiled("gpt_oss", activations="mxfp4"))
+    name = exe.entries[0]
+    inputs = inputs_of(exe, name, 3, 0)
+    wanted = exe[name](**inputs)
+    programs = {key: replace(p, steps=_never_in_one_launch(p.steps)) for key, p in exe.target.programs.items()}
+    changed = Executable(exe.manifest, replace(exe.target, programs=programs), exe.device, exe.weights, poison=True)
+    driver.launched.clear()
+    assert torch.equal(changed[name](**inputs), wanted)
+    assert "sort_scatter_0" in dict(driver.launched) and "sort_tokens_0" not in dict(driver.launched)
+
+
+def _never_in_one_launch(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """The steps, with the token sort in phases at every M."""
+    sorts = [isinstance(step, Alternatives) and step.choice == "sort" for step in steps]
+    assert any(sorts)
+    return tuple(replace(step, max_m=0) if sort else step for step, sort in zip(steps, sorts, strict=True))
