@@ -14,31 +14,29 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import click
 import torch
 import transformers
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssMLP
 
 import moeloom
+from moeloom.check import relative_l2
 from moeloom.measure import medians, read_bandwidth
+from moeloom.peers import TOLERANCE
+from moeloom.transformers_peer import IMPLEMENTATIONS, fits, run, use, without_ties
 
 ROOT = Path(__file__).resolve().parent.parent
 INPUTS = 32
 """Enough that at M = 1 most experts of both layers take part, more than a last-level cache of 480 MB holds."""
-TOLERANCE = {"bf16": 1e-2, "mxfp4": 0.3}
-"""Relative L2 against transformers. MXFP4 activations are another computation: only a gross error is caught here, the
-exact comparison is `moeloom check`."""
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-MEMORY_SHARE = 0.4
-"""Of the free memory, what a peer may gather for one call."""
 
 
 @dataclass
@@ -83,26 +81,18 @@ def load_block(checkpoint: Path, layer: int) -> GptOssMLP:
 
 
 def implementations(block: GptOssMLP, tokens: int) -> list[str]:
-    """transformers' ways to run the experts that fit in memory at this M; batched_mm copies weights for every row."""
-    config = block.experts.config
-    expert = block.experts.gate_up_proj[0].nbytes + block.experts.down_proj[0].nbytes
-    gathered = tokens * config.num_experts_per_tok * expert
-    found = ["eager", "grouped_mm", "torch.compile"]
-    return found + (["batched_mm"] if gathered <= MEMORY_SHARE * free_memory() else [])
+    """transformers' ways to run the experts that fit in memory at this M."""
+    return [name for name in IMPLEMENTATIONS if fits(block, name, tokens)] + ["torch.compile"]
 
 
-def free_memory() -> int:
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-@contextmanager
-def implementation(blocks: list[GptOssMLP], name: str) -> Iterator[list[nn.Module]]:
-    """The blocks set to run their experts by `name`; torch.compile is of grouped_mm, the one without a loop."""
+def peer_calls(blocks: list[GptOssMLP], name: str) -> list[Callable[[Tensor], Tensor]]:
+    """The blocks, their experts run by `name`; torch.compile is of grouped_mm, the one without a loop."""
+    if name != "torch.compile":
+        return [partial(run, block, name) for block in blocks]
     for block in blocks:
-        block.experts.config._experts_implementation = "grouped_mm" if name == "torch.compile" else name
-    yield [torch.compile(block, dynamic=False) if name == "torch.compile" else block for block in blocks]
-    for block in blocks:
-        block.experts.config._experts_implementation = "eager"
+        use(block, "grouped_mm")
+    compiled = [torch.compile(block, dynamic=False) for block in blocks]
+    return [lambda x, b=block: b(x.unsqueeze(0))[0][0] for block in compiled]
 
 
 def turns(calls: list[Callable[[Tensor], Tensor]], inputs: list[Tensor]) -> Callable[[int], Tensor]:
@@ -120,18 +110,11 @@ def touched(block: GptOssMLP, inputs: list[Tensor]) -> tuple[float, float]:
     return experts, experts * expert + block.router.weight.nbytes + block.router.bias.nbytes
 
 
-def without_ties(block: GptOssMLP, x: Tensor) -> Tensor:
-    """Rows whose choice of experts has no tie: there torch.topk and the contract may choose differently."""
-    best = block.router(x)[0].float().topk(block.router.top_k + 1).values
-    return (best[:, 1:] < best[:, :-1]).all(-1)
-
-
 def compare(kind: str, entry: Callable[[Tensor], Tensor], block: GptOssMLP) -> float:
     """Relative L2 of a compiled layer against transformers' eager one; exits where it is beyond the tolerance."""
     x = torch.randn(16, block.experts.hidden_size, dtype=torch.bfloat16)
     rows = without_ties(block, x)
-    expected, found = block(x.unsqueeze(0))[0][0][rows].double(), entry(x)[rows].double()
-    error = float((found - expected).norm() / expected.norm())
+    error = relative_l2(entry(x)[rows], run(block, "eager", x)[rows])
     if error > TOLERANCE[kind]:
         sys.exit(f"{kind}: relative L2 against transformers is {error:.3g}, beyond {TOLERANCE[kind]}")
     return error
@@ -145,11 +128,7 @@ def measure(blocks: list[GptOssMLP], layers: dict[str, list], tokens: int, threa
     before = read_bandwidth(threads)
     a16, a4 = medians([turns(layers["bf16"], inputs), turns(layers["mxfp4"], inputs)])
     bandwidth = max(before, read_bandwidth(threads))
-    batched = [x.unsqueeze(0) for x in inputs]
-    peers = {}
-    for name in implementations(blocks[0], tokens):
-        with implementation(blocks, name) as ready:
-            (peers[name],) = medians([turns([lambda x, b=block: b(x)[0] for block in ready], batched)])
+    peers = {name: medians([turns(peer_calls(blocks, name), inputs)])[0] for name in implementations(blocks[0], tokens)}
     return Row(tokens, experts, bytes_read / bandwidth, bandwidth, a16, a4, peers)
 
 

@@ -12,4 +12,4 @@ say moeloom compile demo/checkpoint -o demo/layer.moel --target cpu --require-fu
 say moeloom inspect demo/layer.moel --tokens 16
 say moeloom run demo/layer.moel --tokens 16
 say moeloom check demo/layer.moel --tokens 16
-say moeloom bench demo/layer.moel --tokens 1,16 --fusion
+say moeloom bench demo/layer.moel --tokens 1,16 --fusion --no-peers

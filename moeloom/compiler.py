@@ -107,7 +107,7 @@ def compile(
                 f"{model} has no weights; give a checkpoint directory, or compile with --weights random or none"
             )
         report = CompileReport(Path(output), [], seconds=job.seconds)
-        manifest: dict[str, Any] = {"targets": {}, **_origin(weights, seed, imported)}
+        manifest: dict[str, Any] = {"targets": {}, "model": imported.config, **_origin(weights, seed, imported)}
         copied = imported.weights if weights == "copy" else None
         files = None if copied is None else WeightFiles(artifact, copied, job.step("weights"))
         for row in rows:

@@ -6,7 +6,7 @@ No weight is read: the blocks of a checkpoint or a config.json are built on the 
 import importlib
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -41,10 +41,14 @@ class Entry:
 
 @dataclass
 class ImportedModule:
-    """A program in MLIR and where its weights are (None: a config.json or a .mlir file has none)."""
+    """A program in MLIR and where its weights are (None: a config.json or a .mlir file has none).
+
+    `config` is the model's config.json, where it was imported from one.
+    """
 
     module: ir.Module
     weights: Source | None = None
+    config: Mapping[str, Any] | None = None
 
     @property
     def entries(self) -> list[Entry]:
@@ -91,12 +95,14 @@ def import_torch(model: str | Path | nn.Module, *, activations: Activations = "m
     if ":" in str(model) and not path.exists():
         return import_torch(call_factory(str(model)), activations=activations)
     if path.is_file():
-        return import_blocks(families.find_blocks(from_config(read_config(path), str(path))), activations, None)
+        config = read_config(path)
+        found = import_blocks(families.find_blocks(from_config(config, str(path))), activations, None)
+        return replace(found, config=config)
     checkpoint = Checkpoint(path)
     blocks = families.find_blocks(from_config(checkpoint.config, str(path)))
     for name, block in blocks.items():
         check_weights(checkpoint, name, block)
-    return import_blocks(blocks, activations, checkpoint)
+    return replace(import_blocks(blocks, activations, checkpoint), config=checkpoint.config)
 
 
 def parse(path: Path) -> ir.Module:

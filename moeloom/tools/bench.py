@@ -19,6 +19,7 @@ from moeloom.tools.artifact import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from moeloom.peers import Peer
     from moeloom.runtime.executable import Executable
 
 INPUTS = 32
@@ -27,9 +28,7 @@ EPILOG = """\b
 Examples:
   moeloom bench model.moel --tokens 1,4,16,64
   moeloom bench a4.moel a16.moel --tokens 1,16 --threads 2
-  moeloom bench model.moel --fusion
-
-Against other libraries: benchmarks/ in the repository."""
+  moeloom bench model.moel --fusion --no-peers"""
 
 
 @click.command("bench", epilog=EPILOG)
@@ -39,6 +38,9 @@ Against other libraries: benchmarks/ in the repository."""
 )
 @click.option("--tokens", type=Tokens(), default="1,4,16", show_default=True, help="Numbers of tokens.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the random inputs.")
+@click.option(
+    "--peers/--no-peers", "with_peers", default=True, show_default=True, help="Also time other libraries' layers."
+)
 @click.option("--fusion", "both", is_flag=True, help="Time each artifact with the fused and with the split quantiser.")
 @load_options
 @json_option
@@ -47,6 +49,7 @@ def command(
     entries: Sequence[str],
     tokens: tuple[int, ...],
     seed: int,
+    with_peers: bool,
     both: bool,
     as_json: bool,
     **load: Any,
@@ -56,6 +59,9 @@ def command(
     Calls go through the entries and several inputs in turns, so that weights come from memory as in a whole model. The
     floor is the bytes of the weights that a call touches over the read bandwidth, measured before and after each row
     with the same threads, or on the same GPU. On a GPU all these calls are captured in one graph and replayed.
+
+    Peers are layers of other libraries that are installed, on the weights of the first artifact; their numbers are
+    compared before they are timed. The ratio is a row's time to the first artifact's.
     """
     opened = [open_artifact(path, **load) for path in artifacts]
     names = [str(path) for path in artifacts]
@@ -64,33 +70,69 @@ def command(
 
         names = [f"{name} {which}" for name in names for which in ("fused", "split")]
         opened = [forced(executable, which) for executable in opened for which in ("first", "second")]
-    rows = []
+    rows: list[dict[str, Any]] = []
     with output.progress() as progress:
+        others, notes = _peers(opened[0], entries, seed) if with_peers else ({}, [])
         for number, m in enumerate(tokens):
             progress("bench", number, len(tokens))
-            rows += measure(opened, names, entries, m, seed)
+            own = measure(opened, names, entries, m, seed)
+            own += _peer_rows(others, opened[0], m, seed)
+            rows += [row | {"ratio": row["seconds"] / own[0]["seconds"]} for row in own]
         progress("bench", len(tokens), len(tokens))
     for executable in opened:
         executable.close()
+    description = opened[0].device.description
     if as_json:
-        output.print_json({"device": opened[0].device.description, "rows": rows})
+        output.print_json({"device": description, "rows": rows, "peers_left_out": notes})
         return
-    cells = [
-        [
-            row["artifact"],
-            str(row["tokens"]),
-            f"{row['seconds'] * 1e3:.3f}",
-            str(row["launches"]),
-            output.mebibytes(row["touched_bytes"]),
-            f"{row['bandwidth'] / 1e9:.1f}",
-            f"{row['floor_seconds'] * 1e3:.3f}",
-            f"{row['percent_of_floor']:.0f} %",
-        ]
-        for row in rows
+    output.print_table(list(COLUMNS), [[_cell(row, *column) for column in COLUMNS.values()] for row in rows])
+    click.echo(f"{description}; layers called in turns: {rows[0]['layers']}")
+    for peer, error in others.items():
+        click.echo(f"{peer.name}: relative L2 {error:.2g}")
+    for note in notes:
+        click.echo(f"no peer: {note}")
+
+
+COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "artifact": ("artifact", str),
+    "tokens": ("tokens", str),
+    "ms": ("seconds", lambda value: f"{value * 1e3:.3f}"),
+    "ratio": ("ratio", lambda value: f"{value:.2f}"),
+    "launches": ("launches", str),
+    "weights touched": ("touched_bytes", output.mebibytes),
+    "GB/s read": ("bandwidth", lambda value: f"{value / 1e9:.1f}"),
+    "floor ms": ("floor_seconds", lambda value: f"{value * 1e3:.3f}"),
+    "of the floor": ("percent_of_floor", lambda value: f"{value:.0f} %"),
+}
+
+
+def _cell(row: dict[str, Any], key: str, text: Callable[[Any], str]) -> str:
+    return text(row[key]) if key in row else "-"
+
+
+def _peers(executable: "Executable", entries: Sequence[str], seed: int) -> "tuple[dict[Peer, float], list[str]]":
+    """The peers of the first artifact, how far their numbers are from its own, and why other libraries are none."""
+    from moeloom import peers
+
+    output.quieten_imports()
+    found, reasons = peers.find(executable, named_entries(executable.entries, entries, blocks(executable.entries)))
+    return {peer: peers.compare(peer, executable, seed) for peer in found}, reasons
+
+
+def _peer_rows(others: "dict[Peer, float]", executable: "Executable", tokens: int, seed: int) -> list[dict[str, Any]]:
+    from moeloom import peers
+
+    return [
+        {
+            "artifact": peer.name,
+            "tokens": tokens,
+            "seconds": peers.time(peer, executable, tokens, INPUTS, seed),
+            "layers": len(peer.layers),
+            "relative_l2": error,
+        }
+        for peer, error in others.items()
+        if peer.fits(tokens)
     ]
-    header = ["artifact", "tokens", "ms", "launches", "weights touched", "GB/s read", "floor ms", "of the floor"]
-    output.print_table(header, cells)
-    click.echo(f"{opened[0].device.description}; layers called in turns: {rows[0]['layers']}")
 
 
 def measure(

@@ -1,6 +1,5 @@
 """`moeloom compile`: a model becomes an artifact."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -81,9 +80,7 @@ def command(model: str, artifact: Path, targets: Sequence[str], stages: str, as_
     MODEL is a checkpoint directory (config.json and safetensors), a config.json alone (--weights random or none), a
     Python `module:factory` or `file.py:factory` that returns a torch module, or an .mlir file.
     """
-    # transformers imports torchao where it is installed, which then complains about libraries for other machines.
-    logging.getLogger("torchao").setLevel(logging.ERROR)
-    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+    output.quieten_imports()
     with needs_compiler(), output.progress() as progress:
         import moeloom
 

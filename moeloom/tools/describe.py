@@ -1,6 +1,6 @@
 """What `moeloom inspect` says about an artifact, as plain data."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -28,7 +28,7 @@ def describe(manifest: Manifest, tokens: Sequence[int], target: str | None = Non
     }
 
 
-def origin(found: dict[str, Any]) -> str:
+def origin(found: Mapping[str, Any]) -> str:
     """Where the weights come from."""
     checkpoint = found["checkpoint"]
     if checkpoint is None:

@@ -17,6 +17,7 @@ USER_ERRORS = {
     "moeloom.checkpoint": ("ModelError",),
     "moeloom.lowering.targets": ("UnknownTargetError",),
     "moeloom.lowering.workers": ("CompileError",),
+    "moeloom.peers": ("PeerDisagrees",),
     "moeloom.passes.base": ("OptionError", "PassError"),
     "moeloom.passes.pipeline": ("PipelineError",),
     "moeloom.runtime.errors": ("ArtifactError", "LaunchError"),

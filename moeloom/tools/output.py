@@ -1,6 +1,7 @@
 """What commands print: JSON for scripts, tables and a progress bar for people."""
 
 import json
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,12 @@ def progress() -> Iterator[Report]:
             bar.update(tasks[phase], completed=done, total=total)
 
         yield report
+
+
+def quieten_imports() -> None:
+    """transformers imports torchao where it is installed, which then complains about libraries for other machines."""
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def print_json(value: Any) -> None:

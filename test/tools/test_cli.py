@@ -120,7 +120,7 @@ def test_check_fails_on_wrong_numbers(cli, tiny_artifact, monkeypatch):
 def test_bench_states_time_and_floor(cli, tiny_artifact, monkeypatch):
     monkeypatch.setattr("moeloom.measure.read_bandwidth", lambda threads: 1e9)
     monkeypatch.setattr("moeloom.measure.SHORTEST_SECONDS", 0.0)
-    code, out, _ = cli("bench", tiny_artifact, "--tokens", "1,64", "--fusion", "--threads", 1, "--json")
+    code, out, _ = cli("bench", tiny_artifact, "--tokens", "1,64", "--fusion", "--threads", 1, "--no-peers", "--json")
     assert code == 0
     found = json.loads(out)
     assert found["device"] == "1 thread"
@@ -148,6 +148,23 @@ def test_random_weights_run_and_check(cli, tiny_checkpoint, tmp_path):
 
 def test_weights_from_nowhere(refused, tiny_artifact, tmp_path):
     assert "no checkpoint directory" in refused("run", tiny_artifact, "--weights-from", tmp_path / "none")
+
+
+def test_bench_times_peers(cli, tiny_artifact, monkeypatch):
+    monkeypatch.setattr("moeloom.measure.read_bandwidth", lambda threads: 1e9)
+    monkeypatch.setattr("moeloom.measure.SHORTEST_SECONDS", 0.0)
+    code, out, _ = cli("bench", tiny_artifact, "--tokens", "2", "--json")
+    first, *others = json.loads(out)["rows"]
+    assert code == 0 and first["ratio"] == 1
+    assert [row["artifact"] for row in others] == [f"transformers {n}" for n in ("eager", "grouped_mm", "batched_mm")]
+    assert all(row["ratio"] == row["seconds"] / first["seconds"] and row["relative_l2"] < 0.3 for row in others)
+
+
+def test_bench_says_why_there_is_no_peer(cli, tiny_artifact, monkeypatch):
+    monkeypatch.setattr("moeloom.measure.read_bandwidth", lambda threads: 1e9)
+    monkeypatch.setattr("moeloom.measure.SHORTEST_SECONDS", 0.0)
+    code, out, _ = cli("bench", tiny_artifact, "--tokens", "2", "--entry", "model.layers.0.mlp.experts")
+    assert code == 0 and "no peer: transformers: entry 'model.layers.0.mlp.experts' is no whole block" in out
 
 
 def test_inspect_names_what_runs(cli, tiny_artifact):
