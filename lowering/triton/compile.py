@@ -36,7 +36,6 @@ routing weights must be their bytes. Matrix instructions are not concerned."""
 UNSUPPORTED = (
     "global_scratch_size",
     "profile_scratch_size",
-    "tmem_size",
     "tensordesc_meta",
     "launch_cooperative_grid",
     "launch_pdl",

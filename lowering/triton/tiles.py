@@ -34,14 +34,20 @@ COMMON = (
     _tile("combine", rows=1, block_n=1024, num_warps=4),
 )
 
+# A wave has 64 threads: two of them load a row of 32 groups, 16 bytes a thread.
+CDNA = (_tile("quant", rows=1, groups=32, num_warps=2), *COMMON)
+
 GFX950 = (
-    *COMMON,
+    *CDNA,
+    # A16 dequantises weights in registers: with 128 columns a step, one wave a SIMD is all they leave room for.
+    _tile("gate_up", block_n=64, block_k=64, num_stages=2, when={"quantised": False}),
+    _tile("experts_one_stage", block_n=64, block_k=64, block_h=64, num_stages=2, when={"quantised": False}),
     _tile("gate_up", block_n=64, block_k=128, num_warps=4, num_stages=2),
     _tile("down", block_n=64, block_k=128, num_warps=4, num_stages=2, splits=1),
     _tile("experts_one_stage", block_n=64, block_k=128, block_h=64, num_warps=4, num_stages=2),
 )
 GFX942 = (
-    *COMMON,
+    *CDNA,
     _tile("gate_up", block_n=64, block_k=64, num_warps=4, num_stages=2),
     _tile("down", block_n=64, block_k=64, num_warps=4, num_stages=2, splits=1),
     _tile("experts_one_stage", block_n=64, block_k=64, block_h=64, num_warps=4, num_stages=2),

@@ -134,7 +134,6 @@ PTX = "{}\n.visible .entry k(\n\t.param .u64 .ptr .global .align 1 k_0,\n\t.para
     [
         ("global_scratch_size", 128),
         ("profile_scratch_size", 8),
-        ("tmem_size", 64),
         ("tensordesc_meta", [{}]),
         ("launch_cooperative_grid", True),
         ("launch_pdl", True),
