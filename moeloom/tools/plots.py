@@ -8,7 +8,14 @@ from moeloom.tools.errors import CommandError
 
 MEBIBYTE = 2**20
 COLOUR = "#2f6db5"
-SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "moeloom", "font.size": 10, "axes.spines.top": False}
+# Any: matplotlib's stubs want each name as a literal.
+SETTINGS: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "moeloom",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
@@ -18,7 +25,7 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise CommandError("--html needs matplotlib: pip install 'moeloom[report]'") from error
-    with rc_context({**SETTINGS, "axes.spines.right": False}):
+    with rc_context(SETTINGS):
         figure = Figure(figsize=(width, height), layout="constrained")
         return figure, figure.add_subplot()
 

@@ -1,4 +1,4 @@
-"""moeloom/peers.py, transformers_peer.py: transformers agrees with an artifact on its weights, or the reason is told."""
+"""moeloom/peers.py, transformers_peer.py: transformers agrees with an artifact on its weights, or a reason is told."""
 
 import dataclasses
 import sys
