@@ -19,6 +19,7 @@ from moeloom.runtime.segment import Bound, Live, Ran, Words
 from moeloom.runtime.target import GPU_ALIGNMENT, Target, Variant
 
 MOST_TILES = (1 << 31) - 1  # of a grid's first dimension
+PLACED_ALIGNMENT = 16  # bytes: what every variant assumes of weights and of tensors in the workspace
 Handle = int
 """A module, a function or a stream of the driver."""
 
@@ -131,6 +132,11 @@ class Command:
                 f"{bound.launch.kernel} has {bound.tiles} tiles; a grid has {MOST_TILES}: use fewer tokens"
             )
         self.bound, self._driver, self._words = bound, driver, words
+        for place in bound.placed:
+            if words[place] % PLACED_ALIGNMENT:
+                raise LaunchError(
+                    f"{bound.launch.kernel} reads {words[place]:#x}, no multiple of {PLACED_ALIGNMENT}; place weights so"
+                )
         self._variants = [
             (variant.divisible - 1, (function, bound.tiles, 1, 1, variant.threads, 1, 1, variant.shared))
             for variant, function in variants

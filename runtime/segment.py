@@ -18,12 +18,14 @@ Words = ctypes.Array
 
 @dataclass(frozen=True)
 class Bound:
-    """A launch with its arguments in words `start` to `end`, M the last of them; `live` are written at each call."""
+    """A launch with its arguments in words `start` to `end`, M the last of them; `live` are written at each call,
+    `placed` are pointers to weights and to the workspace."""
 
     launch: Launch
     start: int
     end: int
     live: tuple[int, ...]
+    placed: tuple[int, ...]
     tiles: int
 
 
@@ -66,7 +68,7 @@ class Segment:
 
     def add(self, launch: Launch, fixed: Mapping[int, Any]) -> None:
         """Append a launch; `fixed` are the tensors whose address is known now."""
-        start, live = len(self._values), []
+        start, live, placed = len(self._values), [], []
         for position, value in enumerate((*launch.operands, *launch.results)):
             strided = position in launch.strided
             tensor = fixed.get(value)
@@ -75,12 +77,14 @@ class Segment:
                 live += range(len(self._values), len(self._values) + 1 + strided)
             elif not _dense(tensor, strided):
                 raise ArtifactError(f"{launch.op} reads value {value} through a view it cannot read; compile again")
+            else:
+                placed.append(len(self._values))
             self._values.append(0 if tensor is None else tensor.data_ptr())
             if strided:
                 self._values.append(0 if tensor is None else tensor.stride(0))
         self._values.append(self._m)
         tiles = evaluate(launch.tiles, self._m)
-        self._bound.append(Bound(launch, start, len(self._values), tuple(live), tiles))
+        self._bound.append(Bound(launch, start, len(self._values), tuple(live), tuple(placed), tiles))
 
     def finish(self) -> None:
         """Make the commands: from here on only the caller's tensors change."""

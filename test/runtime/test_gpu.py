@@ -297,6 +297,16 @@ def test_no_variant_fits(artifact: Callable, machine: Machine) -> None:
     assert machine.launches() == []
 
 
+def test_weights_must_be_aligned(artifact: Callable, machine: Machine) -> None:
+    """Every variant assumes it, the generic one too."""
+    exe = load(artifact())
+    factors = torch.empty(WIDTH + 1)[1:]
+    odd = Executable(exe.manifest, exe.target, exe.device, exe.weights | {"b.factors": factors})
+    with pytest.raises(LaunchError, match=r"scale_rows reads 0x[0-9a-f]+4, no multiple of 16"):
+        odd(tokens(4))
+    assert machine.launches() == []
+
+
 def test_trace_agrees_with_the_plan(artifact: Callable) -> None:
     exe = load(artifact())
     for m in (4, 5):
@@ -441,9 +451,7 @@ def test_no_code_for_this_gpu(artifact: Callable, machine: Machine) -> None:
     ):
         load(path)
     machine.found = other
-    with pytest.raises(
-        ArtifactError, match=rf"cuda:0 is other GPU \({other.name}\); the artifact holds {name}: comp"
-    ):
+    with pytest.raises(ArtifactError, match=rf"cuda:0 is other GPU \({other.name}\); the artifact holds {name}: comp"):
         load(path)
 
 
