@@ -12,7 +12,7 @@ import triton.language as tl
 
 from .numbers import GROUP
 from .product_params import OPTIONAL, absent, product_arguments, product_constants
-from .products import F4, by_lanes, load_codes, load_scales, load_x, load_x_scales, multiply
+from .products import F4, by_lanes, load_codes, load_scales, load_x, load_x_scales, multiply, scales_ahead
 from .scales import source_rows
 from .template import POINTERS, Params, Template
 
@@ -59,13 +59,16 @@ def down_kernel(
     span: tl.constexpr = ((INTERMEDIATE + BLOCK_K - 1) // BLOCK_K + SPLITS - 1) // SPLITS * BLOCK_K
     start = split * span
     lanes: tl.constexpr = by_lanes(BLOCK, X, TARGET)
+    ahead: tl.constexpr = BLOCK_K if scales_ahead(TARGET) else 0
     a_scales = load_x_scales(x_scales, row, start, INTERMEDIATE, BLOCK, BLOCK_K, X, LAYOUT)
     w_scales = load_scales(scales, outputs, present, start, INTERMEDIATE, BLOCK_K)
     for k in tl.range(start, min(start + span, INTERMEDIATE), BLOCK_K):
         a = load_x(x_rows, live, k, INTERMEDIATE, BLOCK_K, X, lanes)
         w = load_codes(codes, outputs, present, k, INTERMEDIATE, BLOCK_K, lanes)
-        next_a_scales = load_x_scales(x_scales, row, k + BLOCK_K, INTERMEDIATE, BLOCK, BLOCK_K, X, LAYOUT)
-        next_w_scales = load_scales(scales, outputs, present, k + BLOCK_K, INTERMEDIATE, BLOCK_K)
+        next_a_scales = load_x_scales(x_scales, row, k + ahead, INTERMEDIATE, BLOCK, BLOCK_K, X, LAYOUT)
+        next_w_scales = load_scales(scales, outputs, present, k + ahead, INTERMEDIATE, BLOCK_K)
+        if ahead == 0:
+            a_scales, w_scales = next_a_scales, next_w_scales
         sums = multiply(sums, a, a_scales, w, w_scales, X)
         a_scales, w_scales = next_a_scales, next_w_scales
     if bias is not None:

@@ -13,7 +13,7 @@ import triton.language as tl
 from .activation import gated
 from .numbers import GROUP, quantise
 from .product_params import OPTIONAL, absent, activation_constants, product_arguments, product_constants
-from .products import by_lanes, load_codes, load_scales, load_x, load_x_scales, multiply, scale_width
+from .products import by_lanes, load_codes, load_scales, load_x, load_x_scales, multiply, scale_width, scales_ahead
 from .scales import BLOCK_COLUMNS, BLOCK_ROWS, sorted_offset, source_rows, store_scales
 from .template import POINTERS, Params, Template
 
@@ -103,6 +103,7 @@ def activated(
     gate = tl.zeros([BLOCK, BLOCK_N], tl.float32)
     up = tl.zeros([BLOCK, BLOCK_N], tl.float32)
     lanes: tl.constexpr = by_lanes(BLOCK, X, TARGET)
+    ahead: tl.constexpr = BLOCK_K if scales_ahead(TARGET) else 0
     a_scales = load_x_scales(x_scales, row, 0, HIDDEN, BLOCK, BLOCK_K, X, LAYOUT)
     gate_scales = load_scales(scales, outputs, present, 0, HIDDEN, BLOCK_K)
     up_scales = load_scales(scales, ups, present, 0, HIDDEN, BLOCK_K)
@@ -110,9 +111,11 @@ def activated(
         a = load_x(x_rows, live, k, HIDDEN, BLOCK_K, X, lanes)
         gate_codes = load_codes(codes, outputs, present, k, HIDDEN, BLOCK_K, lanes)
         up_codes = load_codes(codes, ups, present, k, HIDDEN, BLOCK_K, lanes)
-        next_a_scales = load_x_scales(x_scales, row, k + BLOCK_K, HIDDEN, BLOCK, BLOCK_K, X, LAYOUT)
-        next_gate_scales = load_scales(scales, outputs, present, k + BLOCK_K, HIDDEN, BLOCK_K)
-        next_up_scales = load_scales(scales, ups, present, k + BLOCK_K, HIDDEN, BLOCK_K)
+        next_a_scales = load_x_scales(x_scales, row, k + ahead, HIDDEN, BLOCK, BLOCK_K, X, LAYOUT)
+        next_gate_scales = load_scales(scales, outputs, present, k + ahead, HIDDEN, BLOCK_K)
+        next_up_scales = load_scales(scales, ups, present, k + ahead, HIDDEN, BLOCK_K)
+        if ahead == 0:
+            a_scales, gate_scales, up_scales = next_a_scales, next_gate_scales, next_up_scales
         gate = multiply(gate, a, a_scales, gate_codes, gate_scales, X)
         up = multiply(up, a, a_scales, up_codes, up_scales, X)
         a_scales, gate_scales, up_scales = next_a_scales, next_gate_scales, next_up_scales

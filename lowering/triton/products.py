@@ -38,6 +38,16 @@ def by_lanes(block: int, x: str, target: str) -> bool:
     return target == "sm_90" and x != F4.value and block <= 32
 
 
+@triton.constexpr_function
+def scales_ahead(target: str) -> bool:
+    """Whether a step of K loads the scales of the next one.
+
+    On NVIDIA rows of scales are too short and too unaligned for asynchronous copies: a load and its use in one step
+    would wait for memory each time. AMD's pipeliner does it by itself.
+    """
+    return target.startswith("sm_")
+
+
 @triton.jit
 def load_x(rows, live, k, K: tl.constexpr, BLOCK_K: tl.constexpr, X: tl.constexpr, BY_LANES: tl.constexpr):
     """Values, or codes, of columns k to k + BLOCK_K of the rows at pointers `rows`; 0 where not `live`."""
@@ -87,11 +97,7 @@ def load_codes(codes, rows, present, k, K: tl.constexpr, BLOCK_K: tl.constexpr, 
 
 @triton.jit
 def load_scales(scales, rows, present, k, K: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Their scales.
-
-    Rows of scales are too short and too unaligned for asynchronous copies, so the K loops read those of a step during
-    the step before: a load and its use in one step would wait for memory each time.
-    """
+    """Their scales."""
     return load_columns(scales + rows * (K // GROUP), present, k // GROUP, BLOCK_K // GROUP, K // GROUP)
 
 
