@@ -1,0 +1,193 @@
+"""Packed weights of the decode kernels: payload and scales of an expert in one stream, in the order they are multiplied.
+
+Plain torch, on any device. A stream is what `mma.m16n8k16` reads as its A operand, weights being the M side:
+
+    u8 [tiles, records, 1 + chunks, warps, 512]
+
+A tile has `16 * warps` rows. A chunk is 16 rows x 64 columns of a warp, 16 bytes a lane; `chunks` of them follow the
+record's chunk of scales. Rows and columns are padded with zeros up to whole tiles and records.
+
+Lane 4r + c (r < 8, c < 4) holds rows r and r + 8. Its word t of a weight chunk holds columns 16t + (2c, 2c+1, 2c+8,
+2c+9): the pairs 0..3 = (r, 2c), (r+8, 2c), (r, 2c+8), (r+8, 2c+8), the registers of the fragment, first columns in the
+word's low half, second ones in its high half. In each half:
+
+    bit     15   14   13   12   11-9    8-6    5-3    2-0
+            s0   s2   s3   s1   m2      m0     m1     m3        s: sign, m: the three other bits of a code
+
+so that pair 0 lies where a bf16 has sign, low exponent and high mantissa bits, and the others a shift away.
+Word 4c + i of the scale chunk, for lanes 4r ..: bytes (r, 0), (r, 1), (r+8, 0), (r+8, 1) of chunk 4c + i, a byte
+each group of 32 columns: the e8m0 byte + 64, since the products are summed 2^-64 times as large.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from moeloom.runtime.errors import ArtifactError
+from moeloom.runtime.reference import GROUP
+
+FRAGMENT_ROWS = 16
+CHUNK_COLUMNS = 64
+CHUNK_BYTES = 512
+MOST_CHUNKS = 16  # whose scales fill a chunk
+SCALE_OFFSET = 64
+LEAST_SCALE, GREATEST_SCALE = 64, 190  # e8m0 bytes; beyond them a scaled sum might leave f32
+SIGN_BITS = (15, 12, 14, 13)  # of the pairs 0..3
+MAGNITUDE_BITS = (6, 3, 9, 0)
+STEP_BYTES = 1 << 18  # of payload a step on a CPU: temporaries stay in the second-level cache
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The sizes of the stream of a matrix [rows, columns] in tiles of `warps` * 16 rows."""
+
+    rows: int
+    columns: int
+    warps: int
+
+    @property
+    def tiles(self) -> int:
+        return -(-self.rows // (FRAGMENT_ROWS * self.warps))
+
+    @property
+    def records(self) -> int:
+        return -(-self.columns // (CHUNK_COLUMNS * MOST_CHUNKS))
+
+    @property
+    def chunks(self) -> int:
+        """Weight chunks a record: as even as can be, so that the last record is hardly padded."""
+        return -(-self.columns // (CHUNK_COLUMNS * self.records))
+
+    @property
+    def padded_columns(self) -> int:
+        return self.records * self.chunks * CHUNK_COLUMNS
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        return (self.tiles, self.records, 1 + self.chunks, self.warps, CHUNK_BYTES)
+
+
+def pack_stream(codes: Tensor, scales: Tensor, rows: str, warps: int) -> Tensor:
+    """The stream of one expert: payload u8 [N, K/2] and scales u8 [N, K/32], `rows` as in a recipe (docs/program.md).
+
+    Of gate_up, row r of a fragment is a gate and row r + 8 the up of the same output. ArtifactError for a scale that
+    the stream cannot hold.
+    """
+    _refuse_scales(scales)
+    count, half = codes.shape
+    stream = Stream(count, 2 * half, warps)
+    out = torch.zeros(stream.shape, dtype=torch.uint8, device=codes.device)
+    step = stream.tiles if codes.device.type != "cpu" else max(1, STEP_BYTES // (FRAGMENT_ROWS * warps * half))
+    payload, scale_bytes = _fragments(codes, rows), _fragments(scales, rows)
+    for tile in range(0, stream.tiles, step):
+        some, fragments = out[tile : tile + step], slice(tile * warps, (tile + step) * warps)
+        _lay_payload(some[:, :, 1:], payload[fragments], stream)
+        _lay_scales(some[:, :, 0], scale_bytes[fragments], stream)
+    return out
+
+
+def unpack_stream(packed: Tensor, rows: str, count: int, columns: int) -> tuple[Tensor, Tensor]:
+    """The inverse of `pack_stream`: payload u8 [count, columns/2], scales u8 [count, columns/32]."""
+    stream = Stream(count, columns, packed.shape[3])
+    fragments = stream.tiles * stream.warps
+    codes = torch.empty(count, columns // 2, dtype=torch.uint8, device=packed.device)
+    scales = torch.empty(count, columns // GROUP, dtype=torch.uint8, device=packed.device)
+    payload = _codes_of(packed[:, :, 1:], stream).view(fragments, 2, 8, -1)[..., : columns // 2]
+    groups = _scales_of(packed[:, :, 0], stream).view(fragments, 2, 8, -1)[..., : columns // GROUP]
+    for target, found in ((_fragments(codes, rows), payload), (_fragments(scales, rows), groups)):
+        target.copy_(found[: target.shape[0]])
+    return codes, scales
+
+
+def _refuse_scales(scales: Tensor) -> None:
+    least, greatest = (int(bound) for bound in scales.aminmax())
+    if least < LEAST_SCALE or greatest > GREATEST_SCALE:
+        raise ArtifactError(
+            f"a weight has scale bytes {least} to {greatest}; the stream layout holds {LEAST_SCALE} to "
+            f"{GREATEST_SCALE}: pack it with the layout row_major"
+        )
+
+
+def _fragments(matrix: Tensor, rows: str) -> Tensor:
+    """[N, B] as a view [N/16, 2, 8, B]: rows r and r + 8 of each fragment."""
+    count, width = matrix.shape
+    if count % FRAGMENT_ROWS:
+        raise ArtifactError(f"a weight has {count} rows; the stream layout takes multiples of {FRAGMENT_ROWS}")
+    if rows == "gate_up_interleaved":
+        return matrix.view(-1, 8, 2, width).transpose(1, 2)
+    if rows == "gate_up_concatenated":
+        return matrix.view(2, -1, 8, width).transpose(0, 1)
+    return matrix.view(-1, 2, 8, width)
+
+
+def _lay_payload(target: Tensor, source: Tensor, stream: Stream) -> None:
+    """target u8 [tiles, records, chunks, warps, 512], source u8 [fragments, 2, 8, K/2], the last ones maybe absent."""
+    low, high = _word_tables(source.device)
+    padded = _padded(source, target.shape[0] * stream.warps, stream.padded_columns // 2)
+    pairs = (padded[:, 0].int() | padded[:, 1].int() << 8).view(-1, 2, 4)  # 8 bytes of a row: 16 columns
+    words = low.index_select(0, pairs[:, 0].flatten()).bitwise_or_(high.index_select(0, pairs[:, 1].flatten()))
+    lanes = words.view(target.shape[0], stream.warps, 8, stream.records, stream.chunks, 4, 4)
+    target.view(torch.int32).view(*target.shape[:4], 8, 4, 4).copy_(lanes.permute(0, 3, 4, 1, 2, 6, 5))
+
+
+def _lay_scales(target: Tensor, source: Tensor, stream: Stream) -> None:
+    """target u8 [tiles, records, warps, 512], source u8 [fragments, 2, 8, K/32]."""
+    tiles, records, warps, _ = target.shape
+    padded = _padded(source + SCALE_OFFSET, tiles * warps, stream.padded_columns // GROUP)
+    lanes = padded.view(tiles, warps, 2, 8, records, stream.chunks, 2).permute(0, 4, 1, 3, 5, 2, 6)
+    target.view(tiles, records, warps, 8, MOST_CHUNKS, 2, 2)[..., : stream.chunks, :, :].copy_(lanes)
+
+
+def _padded(source: Tensor, fragments: int, width: int) -> Tensor:
+    """A copy of [F, 2, 8, B] with zeros up to [fragments, 2, 8, width]."""
+    out = torch.zeros(fragments, 2, 8, width, dtype=torch.uint8, device=source.device)
+    out[: source.shape[0], :, :, : source.shape[3]] = source
+    return out
+
+
+def _codes_of(chunks: Tensor, stream: Stream) -> Tensor:
+    """Payload bytes [fragments, 16, padded columns / 2] of weight chunks u8 [tiles, records, chunks, warps, 512]."""
+    table = _code_table(chunks.device)
+    words = chunks.reshape(*chunks.shape[:4], 8, 4, 4, 4).view(torch.int16).int() & 0xFFFF
+    halves = table.index_select(0, words.flatten()).view(words.shape)
+    pairs = halves[..., 0] | halves[..., 1] << 4  # byte i: pair i
+    split = pairs.unsqueeze(-1).view(torch.uint8)  # [tiles, records, chunks, warps, r, c, t, (row half, columns) pairs]
+    order = split.view(*chunks.shape[:4], 8, 4, 4, 2, 2).permute(0, 3, 8, 4, 1, 2, 6, 7, 5)
+    return order.reshape(stream.tiles * stream.warps, FRAGMENT_ROWS, -1)
+
+
+def _scales_of(chunks: Tensor, stream: Stream) -> Tensor:
+    """Scale bytes [fragments, 16, padded columns / 32] of scale chunks u8 [tiles, records, warps, 512]."""
+    words = chunks.reshape(*chunks.shape[:3], 8, MOST_CHUNKS, 2, 2)[..., : stream.chunks, :, :]
+    return words.permute(0, 2, 5, 3, 1, 4, 6).reshape(stream.tiles * stream.warps, FRAGMENT_ROWS, -1) - SCALE_OFFSET
+
+
+@cache
+def _word_tables(device: torch.device) -> tuple[Tensor, Tensor]:
+    """For two payload bytes (row r low, row r + 8 high) the bits of a word: as pairs 0 and 1, and as pairs 2 and 3."""
+    both = torch.arange(1 << 16, dtype=torch.int64, device=device)
+    tables = []
+    for first in (0, 2):
+        words = torch.zeros_like(both)
+        for pair, byte in ((first, both & 0xFF), (first + 1, both >> 8)):
+            for half in (0, 1):
+                code = byte >> 4 * half & 15
+                placed = (code >> 3) << SIGN_BITS[pair] | (code & 7) << MAGNITUDE_BITS[pair]
+                words |= placed << 16 * half
+        tables.append(words.to(torch.int32))  # the upper half wraps to negative numbers
+    return tables[0], tables[1]
+
+
+@cache
+def _code_table(device: torch.device) -> Tensor:
+    """For a half of a word, the codes of its pairs in the low nibbles of the bytes 0..3."""
+    half = torch.arange(1 << 16, dtype=torch.int64, device=device)
+    codes = torch.zeros_like(half)
+    for pair in range(4):
+        code = (half >> SIGN_BITS[pair] & 1) << 3 | half >> MAGNITUDE_BITS[pair] & 7
+        codes |= code << 8 * pair
+    return codes.to(torch.int32)
