@@ -13,6 +13,8 @@ GROUP = tl.constexpr(32)
 """Elements that share one e8m0 scale."""
 E8M0_NAN = tl.constexpr(255)
 _INF = tl.constexpr(0x7F800000)
+_INTEGERS = tl.constexpr(8388608.0)
+"""2^23: from here to 2^24 f32 holds the integers, the low bits of its mantissa counting from 0."""
 
 
 @triton.jit
@@ -56,10 +58,10 @@ def encode_portable(x, byte):
     bits = widened(x)
     size = (bits & 0x7FFFFFFF).to(tl.float32, bitcast=True) * reciprocal
     # Codes are spaced 0.5 up to 2.0 (code 4), 1.0 up to 4.0 (code 6), then 2.0. Each line, rounded to nearest even, is
-    # the code in its range and no less elsewhere; adding 2^23 rounds and leaves the integer in the low bits.
-    largest = tl.where(is_nan, 8388608.0, 8388608.0 + 7.0)
-    low_lines = tl.minimum(tl.fma(size, 2.0, 8388608.0), size + (8388608.0 + 2.0))
-    rounded = tl.minimum(tl.minimum(low_lines, tl.fma(size, 0.5, 8388608.0 + 4.0)), largest)
+    # the code in its range and no less elsewhere.
+    low_lines = tl.minimum(tl.fma(size, 2.0, _INTEGERS), size + (_INTEGERS + 2.0))
+    lines = tl.minimum(low_lines, tl.fma(size, 0.5, _INTEGERS + 4.0))
+    rounded = tl.minimum(lines, tl.where(is_nan, _INTEGERS, _INTEGERS + 7.0))
     sign = (bits >> 28) & tl.where(is_nan, 0, 8).to(tl.uint32)
     even, odd = _pairs((rounded.to(tl.uint32, bitcast=True) & 7) | sign)
     return (even | (odd << 4)).to(tl.uint8)

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encount
 MODES = reference.SCALE_MODES
 KINDS = {torch.bfloat16: "bf16", torch.float16: "f16"}
 BYTES = (0, 1, 2, 3, 20, 101, 126, 127, 128, 190, 252, 253, 254)
-GUARD = 64
+GUARD = 256
 """Bytes of poison before and behind every result."""
 
 
@@ -166,6 +166,15 @@ def test_tiles_cover_odd_sizes_of_strided_unaligned_rows(quant, dtype, rows, gro
     x = wide[:, 1:161]
     codes, scales = quant(x, "rceil", rows, groups)
     want_codes, want_scales = reference.quantise(x, "rceil")
+    assert torch.equal(codes, want_codes) and torch.equal(scales, want_scales)
+
+
+def test_offsets_pass_2_to_the_31(quant):
+    """Row 8 begins 2^31 elements behind row 0; only pages that hold a row become real."""
+    x = torch.empty(8 * 2**28 + 32, dtype=torch.bfloat16).as_strided((9, 32), (2**28, 1))
+    x.copy_(INPUTS["normal"][:9, :32])
+    codes, scales = quant(x)
+    want_codes, want_scales = reference.quantise(x, "even")
     assert torch.equal(codes, want_codes) and torch.equal(scales, want_scales)
 
 

@@ -6,7 +6,7 @@ import torch
 
 from moeloom.runtime import reference
 
-GUARD = 64
+GUARD = 256
 """Bytes of poison before and behind every result."""
 LAYOUTS = ("tiled_32x8", "row_major")
 
@@ -190,6 +190,16 @@ def test_x_may_be_strided_and_unaligned(kernels, dtype):
     want = codes, reference.sort_scales(scales, sorted_ids, num_valid, 1, 4)
     found = kernels.quant_sort(wide[:, 1:97], sorted_ids, num_valid, 1, 4)
     same_defined_bytes(found, want, sorted_ids, num_valid, 1, 4)
+
+
+def test_offsets_pass_2_to_the_31(kernels):
+    """Token 8 begins 2^31 elements behind token 0; only pages that hold a row become real."""
+    x = torch.empty(8 * 2**28 + 32, dtype=torch.bfloat16).as_strided((9, 32), (2**28, 1))
+    x.copy_(X[:9, :32])
+    sorted_ids, num_valid = sorted_tokens(9, 2, 0)
+    codes, scales = reference.quantise(x, "even")
+    want = codes, reference.sort_scales(scales, sorted_ids, num_valid, 1, 2)
+    same_defined_bytes(kernels.quant_sort(x, sorted_ids, num_valid, 1, 2), want, sorted_ids, num_valid, 1, 2)
 
 
 def test_groups_with_a_nan_and_zero_groups_keep_their_bytes(kernels):
