@@ -95,6 +95,7 @@ def activated(
 
     0 where not `live` and past INTERMEDIATE. `expert` and `row` are i64.
     """
+    tl.static_assert(HIDDEN * INTERMEDIATE < 2**31, "offsets in the weight of an expert are 32 bits wide")
     outputs = first + tl.arange(0, BLOCK_N)
     present = outputs < INTERMEDIATE
     ups = INTERMEDIATE + outputs
