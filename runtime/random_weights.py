@@ -20,7 +20,8 @@ from moeloom.runtime.reference import GROUP, SCALE_BIAS
 MASK = 0xFFFFFFFF
 FIRST_FACTOR, SECOND_FACTOR = 0x21F0AAAD, 0x735A2D97  # below 2^31: a product with 32 bits stays within an i64
 WORD_BYTES = 4
-CHUNK_WORDS = {"cpu": 1 << 17}  # i64 a step: in the second-level cache
+CHUNK_WORDS = {"cpu": 32767}  # i64 a step: in the second-level cache, and below what torch hands to its threads, which
+# would meet after each of these short operations; on a busy machine that cost 25 times the work
 DEVICE_CHUNK_WORDS = 1 << 24
 SCALE_CHOICES = 4  # scale bytes of a tensor: a base, and the three above it
 BIAS_SHIFT = 11  # biases lie within +-255 / 2^11
