@@ -26,9 +26,9 @@ def _memory():
 
 def bandwidth(device: "Device") -> float:
     """Bytes a second that the memory of a device delivers: read by all of its threads, or by its GPU."""
-    if device.torch_device.type == "cpu":
-        return read_bandwidth(device.threads)
-    return gpu_bandwidth(device)
+    from moeloom.runtime.cpu import Cpu
+
+    return read_bandwidth(device.threads) if isinstance(device, Cpu) else gpu_bandwidth(device)
 
 
 def gpu_bandwidth(device: "Device", repeats: int = 10) -> float:

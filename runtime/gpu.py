@@ -135,7 +135,7 @@ class Command:
         for place in bound.placed:
             if words[place] % PLACED_ALIGNMENT:
                 raise LaunchError(
-                    f"{bound.launch.kernel} reads {words[place]:#x}, no multiple of {PLACED_ALIGNMENT}; place weights so"
+                    f"{bound.launch.kernel} reads {words[place]:#x}, no multiple of {PLACED_ALIGNMENT}; align it"
                 )
         self._variants = [
             (variant.divisible - 1, (function, bound.tiles, 1, 1, variant.threads, 1, 1, variant.shared))

@@ -68,7 +68,9 @@ class Segment:
 
     def add(self, launch: Launch, fixed: Mapping[int, Any]) -> None:
         """Append a launch; `fixed` are the tensors whose address is known now."""
-        start, live, placed = len(self._values), [], []
+        start = len(self._values)
+        live: list[int] = []
+        placed: list[int] = []
         for position, value in enumerate((*launch.operands, *launch.results)):
             strided = position in launch.strided
             tensor = fixed.get(value)

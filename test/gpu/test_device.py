@@ -1,0 +1,174 @@
+"""A GPU's results against the reference and against themselves: every M, streams, graphs, strides, padding."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from moeloom.check import check, experts_of, inputs_of, relative_l2
+from moeloom.runtime.errors import LaunchError
+from moeloom.runtime.executable import Executable, load
+
+SWITCHES = (255, 256, 257, 511, 513)
+CAPTURED = 16
+
+
+def test_reference(gpu: Executable) -> None:
+    entries = [name for name in gpu.entries if name.rpartition(".experts")[0] in ("", gpu.entries[0])]
+    failed = [figure for figure in check(gpu, entries, (1, 5, 64)) if not figure.passed]
+    assert failed == []
+
+
+def test_every_number_of_decode_tokens(gpu: Executable, layer: str) -> None:
+    assert [figure for m in range(1, 65) for figure in check(gpu, [layer], [m], seed=m) if not figure.passed] == []
+
+
+def test_the_same_bytes_twice(gpu: Executable, layer: str) -> None:
+    x = inputs_of(gpu, layer, 300, 0)["x"]
+    assert [m for m in (*range(1, 65), 300) if not torch.equal(gpu[layer](x[:m]), gpu[layer](x[:m]))] == []
+
+
+@pytest.mark.parametrize("m", SWITCHES)
+def test_around_the_switches(gpu: Executable, layer: str, m: int) -> None:
+    assert [figure for figure in check(gpu, [layer], [m]) if not figure.passed] == []
+
+
+def test_trace_agrees_with_the_program(gpu: Executable) -> None:
+    for name in gpu.entries:
+        for m in (1, 32, 300):
+            _, ran = gpu[name].trace(**inputs_of(gpu, name, m, 0))
+            assert [(r.kernel, r.op, r.tiles) for r in ran] == [
+                (s.kernel, s.op, s.tiles) for s in gpu[name].launches(m)
+            ]
+            assert all(0 < r.seconds < 1 for r in ran)
+
+
+@pytest.mark.parametrize(("before", "after", "first"), [(0, 0, 1), (1, 0, 0), (3, 4, 0), (8, 8, 0), (3, 4, 3)])
+def test_any_stride_and_alignment(gpu: Executable, layer: str, before: int, after: int, first: int) -> None:
+    """x of `before + width + after` elements a row, from element `first` of its memory on."""
+    for m in (1, 2, 17, 65):
+        x = inputs_of(gpu, layer, m, m)["x"]
+        width = x.shape[1]
+        memory = torch.full((first + m * (before + width + after),), torch.nan, dtype=x.dtype, device=x.device)
+        odd = memory[first:].view(m, -1)[:, before : before + width].copy_(x)
+        out = torch.full((m * width + 1,), torch.nan, dtype=x.dtype, device=x.device)[1:].view(m, width)
+        assert torch.equal(gpu[layer](odd, out=out), gpu[layer](x))
+
+
+def test_replays_of_a_graph(gpu: Executable, layer: str) -> None:
+    """A captured call gives the bytes of a call, again and again, with other inputs and fewer live tokens."""
+    x = inputs_of(gpu, layer, CAPTURED, 0)["x"]
+    live = torch.tensor([CAPTURED], dtype=torch.int32, device=x.device)
+    gpu[layer](x, live)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = gpu[layer](x, live)
+    for seed, tokens in ((1, CAPTURED), (2, 5), (3, 0), (4, 1), (1, CAPTURED)):
+        x.copy_(inputs_of(gpu, layer, CAPTURED, seed)["x"])
+        x[tokens:] = torch.nan
+        live.fill_(tokens)
+        results = []
+        for _ in range(2):
+            out.fill_(torch.nan)
+            graph.replay()
+            results.append(out.clone())
+        assert torch.equal(*results)
+        assert torch.equal(results[0], gpu[layer](x, live))
+        assert not results[0][tokens:].any()
+        if tokens:
+            assert relative_l2(results[0][:tokens], gpu[layer](x[:tokens].contiguous())) < 1e-3
+
+
+def test_a_graph_of_padded_ids(gpu: Executable, layer: str) -> None:
+    """Ids of -1 take no row and give 0; the sort of a captured call follows the ids of the replay."""
+    name = f"{layer}.experts"
+    inputs = inputs_of(gpu, name, CAPTURED, 0)
+    gpu[name](**inputs)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = gpu[name](**inputs)
+    experts = experts_of(gpu, name)
+    assert experts is not None
+    for seed, live in ((1, 9), (2, CAPTURED), (3, 0)):
+        fresh = inputs_of(gpu, name, CAPTURED, seed)
+        fresh["ids"][live:] = -1
+        fresh["ids"][:live] %= max(1, experts // 2)  # other experts, some of them twice
+        for key, tensor in fresh.items():
+            inputs[key].copy_(tensor)
+        graph.replay()
+        assert torch.equal(out, gpu[name](**fresh)) and not out[live:].any()
+
+
+def test_the_first_call_cannot_be_captured(artifact: Path) -> None:
+    executable = load(artifact, "cuda", verify="fast")
+    x = inputs_of(executable, executable.entries[0], 3, 0)["x"]
+    with (
+        pytest.raises(LaunchError, match="cannot capture the first call with M = 3"),
+        torch.cuda.graph(torch.cuda.CUDAGraph()),
+    ):
+        executable[executable.entries[0]](x)
+    assert executable[executable.entries[0]](x).isfinite().all()
+
+
+def test_a_graph_outlives_a_larger_workspace(artifact: Path) -> None:
+    executable = load(artifact, "cuda", verify="fast")
+    entry = executable[executable.entries[0]]
+    x = inputs_of(executable, entry.name, 4, 0)["x"]
+    wanted = entry(x)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = entry(x)
+    entry(inputs_of(executable, entry.name, 600, 0)["x"])
+    others = [torch.full((1 << 20,), torch.nan, device="cuda") for _ in range(64)]
+    graph.replay()
+    assert torch.equal(out, wanted) and len(others) == 64
+
+
+def test_two_streams(gpu: Executable, layer: str) -> None:
+    """Calls in turns on two streams share the workspace and do not disturb each other."""
+    streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+    inputs = [inputs_of(gpu, layer, m, m)["x"] for m in (33, 64)]
+    wanted = [gpu[layer](x) for x in inputs]
+    torch.cuda.synchronize()
+    found: list[tuple[int, Tensor]] = []
+    for _ in range(50):
+        for number, stream in enumerate(streams):
+            with torch.cuda.stream(stream):
+                found.append((number, gpu[layer](inputs[number])))
+    torch.cuda.synchronize()
+    assert all(torch.equal(out, wanted[number]) for number, out in found)
+
+
+def test_a_call_waits_for_nothing(gpu: Executable, layer: str) -> None:
+    x = inputs_of(gpu, layer, 8, 0)["x"]
+    gpu[layer](x)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        gpu[layer](x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_thread_of_its_own(gpu: Executable, layer: str) -> None:
+    """A thread that never touched CUDA has no context until the runtime gives it one."""
+    x = inputs_of(gpu, layer, 4, 0)["x"]
+    wanted, found = gpu[layer](x), []
+    thread = threading.Thread(target=lambda: found.append(gpu[layer](x)))
+    thread.start()
+    thread.join()
+    torch.cuda.synchronize()
+    assert torch.equal(found[0], wanted)
+
+
+def test_the_cpu_gives_nearly_the_same(artifact: Path, gpu: Executable, layer: str) -> None:
+    cpu = load(artifact, "cpu", verify="fast")
+    for m in (1, 9):
+        inputs = inputs_of(cpu, layer, m, m)
+        found = gpu[layer](**{name: tensor.cuda() for name, tensor in inputs.items()})
+        assert relative_l2(found.cpu(), cpu[layer](**inputs)) < 2e-2
