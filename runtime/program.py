@@ -111,6 +111,9 @@ class Aten:
 
 @dataclass(frozen=True)
 class Alternatives:
+    """`first` up to `max_m` tokens, else `second`; `choice` is what they differ in: "fusion", "sort" or "tokens"."""
+
+    choice: str
     max_m: int
     reason: str
     first: tuple["Step", ...]
@@ -215,7 +218,7 @@ def _step(raw: Mapping[str, Any]) -> Step:
         return Aten(raw["aten"], tuple(raw["args"]), tuple(raw["results"]))
     guard = raw["alternatives"]
     first, second = (tuple(_step(step) for step in raw[branch]) for branch in ("first", "second"))
-    return Alternatives(int(guard["max_m"]), guard["reason"], first, second)
+    return Alternatives(guard["choice"], int(guard["max_m"]), guard["reason"], first, second)
 
 
 def _check_steps(program: Program, steps: Sequence[Step], known: set[int], kernels: Mapping[str, Any]) -> set[int]:
