@@ -1,0 +1,121 @@
+"""Every kernel of a gpt-oss-120b layer on every GPU target, judged by its code: no GPU is needed.
+
+The layer is compiled as users compile it: with both activations, in one stage and in two, all branches.
+"""
+
+import json
+from collections.abc import Iterator
+from itertools import product
+
+import pytest
+
+import moeloom
+from moeloom.lowering.triton.architecture import ARCHITECTURES
+from moeloom.lowering.triton.templates import TEMPLATES
+
+TARGETS = ("gfx950", "gfx942", "sm_90")
+PRODUCTS = ("gate_up", "down", "experts_one_stage")
+STREAMING = ("quant", "quant_sort", "combine", *PRODUCTS)
+KIB = 1024
+SM_REGISTERS, SM_SHARED = 64 * KIB, 228 * KIB  # of an SM of compute capability 9.0
+
+
+@pytest.fixture(scope="module")
+def layers(make_checkpoint, tmp_path_factory) -> dict[tuple[str, str], dict]:
+    """(activations, stages) -> the manifest's targets."""
+    folder = tmp_path_factory.mktemp("layer")
+    sizes = {"layers": 1, "hidden": 2880, "intermediate": 2880, "experts": 128, "topk": 4, "vocab": 64}
+    heads = {"attention_heads": 2, "key_value_heads": 2, "head_dim": 32, "seed": 0}
+    config = folder / "config.json"
+    config.write_text(json.dumps(make_checkpoint.gpt_oss_config(make_checkpoint.Sizes(**sizes, **heads))))
+    made = {}
+    for activations, stages in product(("mxfp4", "bf16"), (2, 1)):
+        path = folder / f"{activations}-{stages}.moel"
+        options = {"activations": activations, "stages": stages, "weights": "none", "cache": folder / "cache"}
+        moeloom.compile(config, path, targets=TARGETS, **options)
+        made[activations, stages] = json.loads((path / "manifest.json").read_text())["targets"]
+    return made
+
+
+def variants(layers: dict, target: str, templates: tuple[str, ...] = ()) -> Iterator[tuple[str, dict, dict]]:
+    """(a name for messages, the kernel, a variant of it) of all kernels, or of those made from `templates`."""
+    for (activations, stages), targets in layers.items():
+        for name, kernel in targets[target]["kernels"].items():
+            for variant in kernel["variants"]:
+                if not templates or kernel["template"] in templates:
+                    yield f"{name} {activations} {stages} stages, {variant['divisible']}", kernel, variant
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_takes_every_template_from_a_layer(layers, target):
+    """So that nothing below holds of nothing."""
+    found = {kernel["template"] for _, kernel, _ in variants(layers, target)}
+    assert found == TEMPLATES.keys()
+    assert {variant["divisible"] for _, _, variant in variants(layers, target)} == {16, 1}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_keeps_everything_in_registers(layers, target):
+    spilling = {name: variant["spills"] for name, _, variant in variants(layers, target) if variant["spills"]}
+    private = {name: variant["stack"] for name, _, variant in variants(layers, target) if variant["stack"]}
+    assert spilling == private == {}
+
+
+@pytest.mark.parametrize("target", ["gfx950", "gfx942"])
+def test_keeps_scalars_in_scalar_registers(layers, target):
+    """The variants that run on aligned tensors; the others have an address a thread and element."""
+    aligned = [(name, variant) for name, _, variant in variants(layers, target) if variant["divisible"] == 16]
+    assert {name: variant["scalar_spills"] for name, variant in aligned if variant["scalar_spills"]} == {}
+
+
+@pytest.mark.parametrize("target", ["gfx950", "gfx942"])
+def test_leaves_room_for_two_waves_a_simd(layers, target):
+    crowded = {name: variant["occupancy"] for name, _, variant in variants(layers, target) if variant["occupancy"] < 2}
+    assert crowded == {}
+
+
+def test_leaves_room_for_two_blocks_an_sm(layers):
+    for name, _, variant in variants(layers, "sm_90"):
+        assert 2 * variant["registers"] * variant["threads"] <= SM_REGISTERS, name
+        assert 2 * (variant["shared"] + KIB) <= SM_SHARED, name
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_fits_the_hardware(layers, target):
+    for name, _, variant in variants(layers, target):
+        assert variant["shared"] <= ARCHITECTURES[target].shared_limit, name
+        assert variant["threads"] <= 1024, name
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_streams_sixteen_bytes_a_load(layers, target):
+    streams = [(name, variant) for name, _, variant in variants(layers, target, STREAMING)]
+    assert [name for name, variant in streams if variant["divisible"] == 16 and not variant["wide_loads"]] == []
+
+
+def multiplies(layers: dict, target: str, quantised: bool) -> dict[str, list[str]]:
+    """The matrix instructions of every product of A4 (quantised) or A16."""
+    return {
+        name: list(variant["matrix"])
+        for name, kernel, variant in variants(layers, target, PRODUCTS)
+        if (kernel["params"]["x"] == "f4E2M1FN") == quantised
+    }
+
+
+@pytest.mark.parametrize(
+    ("target", "quantised", "instruction"),
+    [
+        ("gfx950", True, "v_mfma_scale_f32_"),
+        ("gfx950", False, "v_mfma_f32_"),
+        ("gfx942", True, "v_mfma_f32_"),
+        ("gfx942", False, "v_mfma_f32_"),
+        ("sm_90", True, ("wgmma.mma_async", "mma.sync")),
+        ("sm_90", False, "wgmma.mma_async"),
+    ],
+)
+def test_multiplies_on_matrix_units(layers, target, quantised, instruction):
+    found = multiplies(layers, target, quantised)
+    assert found
+    for name, instructions in found.items():
+        assert instructions, name
+        assert all(each.startswith(instruction) for each in instructions), (name, instructions)
