@@ -239,7 +239,7 @@ def test_no_artifact(refused, command, tmp_path):
     assert "no artifact" in refused(command, tmp_path / "none.moel")
 
 
-@pytest.mark.parametrize("file", ["manifest.json", "kernels cpu", "weights"])
+@pytest.mark.parametrize("file", ["manifest.json", "kernels", "weights"])
 def test_flipped_byte(refused, tiny_artifact, tmp_path_factory, file):
     copy = tmp_path_factory.mktemp("flipped") / "tiny.moel"
     shutil.copytree(tiny_artifact, copy)
