@@ -198,7 +198,7 @@ def _replayed(executable: "Executable", call: Callable[[int], Any], turns: int) 
         call(turn)
     executable.device.synchronise()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.device(executable.device.torch_device), torch.cuda.graph(graph):
         outputs = [call(turn) for turn in range(turns)]
 
     def replay(_: int) -> Any:

@@ -204,6 +204,9 @@ def test_phases_of_the_token_sort(interpreted: Callable, compiled: Callable) -> 
     changed = Executable(exe.manifest, replace(exe.target, programs=programs), exe.device, exe.weights, poison=True)
     driver.launched.clear()
     assert torch.equal(changed[name](**inputs), wanted)
+    single, phased = Replay(exe, name), Replay(changed, name)
+    assert phased.touched_bytes(inputs) == single.touched_bytes(inputs) > 0
+    assert torch.equal(*phased.run(inputs), *single.run(inputs))
     assert "sort_scatter_0" in dict(driver.launched) and "sort_tokens_0" not in dict(driver.launched)
 
 
