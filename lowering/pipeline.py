@@ -28,7 +28,7 @@ def _prefill(options: Options, target: Target) -> dict[str, Any]:
     if target.prefill is None:
         return {}
     return {
-        "decode_tokens": target.decode_tokens,
+        "decode_rows": target.decode_rows,
         "prefill_block": target.prefill.block,
         "prefill_stages": options.stages or target.prefill.stages,
     }

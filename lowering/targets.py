@@ -29,17 +29,18 @@ class Plan:
 class Target:
     """One row of the target table.
 
-    `decode` plans up to `decode_tokens` tokens, `prefill` beyond; without `prefill`, `decode` plans every M.
+    `decode` plans while an expert has `decode_rows` rows or fewer on average, `prefill` beyond; without `prefill`,
+    `decode` plans every M.
     `fused_rows` holds, for stage 1 and 2, the most routed rows (M*k) at which the fused quant + scale sort is not
-    slower than the split pair. `sort_tokens` is the largest M whose token sort is one launch. `tiles` lists sizes of the
-    Triton templates, the first that matches counts. `architecture` is None for the CPU.
+    slower than the split pair. `sort_tokens` is the largest M whose token sort is one launch. `tiles` lists the sizes
+    of the Triton templates, the first that matches counts. `architecture` is None for the CPU.
     """
 
     name: TargetName
     fused_rows: tuple[int, int]
     decode: Plan
     prefill: Plan | None = None
-    decode_tokens: int = 0
+    decode_rows: int = 0
     sort_tokens: int = 0
     weight_layout: Layout = "n16k32"
     architecture: Architecture | None = None
@@ -59,8 +60,10 @@ def _gpu(name: TargetName, table: Sequence[Tile]) -> Target:
     return Target(
         name,
         fused_rows=(2048, 8192),
-        decode=Plan(block=32),
-        sort_tokens=256,
+        decode=Plan(block=16),
+        prefill=Plan(block=64),
+        decode_rows=16,
+        sort_tokens=1024,
         weight_layout="row_major",
         architecture=ARCHITECTURES[name],
         tiles=table,

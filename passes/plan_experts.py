@@ -21,8 +21,8 @@ class PlanExperts(Pass, name="moe-plan-experts"):
     `stages` = 2 gives gate_up and down, 1 gives both in one op. `activations` = mxfp4 quantises what each product
     reads and sorts its scales; bf16 leaves bf16 or f16 values as they are. `block` is the rows of a sort block,
     `layout` that of sorted scales; `routing_weight_stage` = 1 applies the routing weight before the first bias.
-    With `decode_tokens` > 0 that plan holds up to so many tokens; beyond, `prefill_block` and `prefill_stages` do, and
-    both plans stand in the program as alternatives.
+    With `decode_rows` > 0 that plan holds while an expert has so many rows or fewer on average; beyond, `prefill_block`
+    and `prefill_stages` do, and both plans stand in the program as alternatives.
     """
 
     stages: Literal[1, 2] = 2
@@ -31,7 +31,7 @@ class PlanExperts(Pass, name="moe-plan-experts"):
     block: Literal[16, 32, 64, 128] = 32
     layout: Literal["tiled_32x8", "row_major"] = "tiled_32x8"
     routing_weight_stage: Literal[1, 2] = 2
-    decode_tokens: int = 0
+    decode_rows: int = 0
     prefill_block: Literal[16, 32, 64, 128] = 32
     prefill_stages: Literal[1, 2] = 2
 
@@ -52,16 +52,22 @@ class PlanExperts(Pass, name="moe-plan-experts"):
 
     def _planned(self, experts: moe.ExpertsOp) -> ir.Value:
         """One plan for every M, or one up to `decode_tokens` and another beyond."""
-        if not self.decode_tokens:
+        if not self.decode_rows:
             return Plan(self, experts).build()
+        limit = self.decode_rows * global_experts(experts) // moe.size(experts.ids, 1)
         prefill = replace(self, block=self.prefill_block, stages=self.prefill_stages)
         tokens = tensor_dialect.dim(experts.ids, arith.constant(ir.IndexType.get(), 0))
-        why = f"sort blocks of {self.block} rows up to {self.decode_tokens} tokens, of {self.prefill_block} beyond"
-        guard = kernel.alternatives(tokens, "tokens", self.decode_tokens, why, [experts.out.type])
+        why = f"sort blocks of {self.block} rows up to {limit} tokens, of {self.prefill_block} beyond"
+        guard = kernel.alternatives(tokens, "tokens", limit, why, [experts.out.type])
         for region, options in zip(guard.regions, (self, prefill), strict=True):
             with ir.InsertionPoint(region.blocks.append()):
                 kernel.create("kernel.yield", [Plan(options, experts).build()], [], {})
         return guard.results[0]
+
+
+def global_experts(experts: moe.ExpertsOp) -> int:
+    """E: all experts that ids may name, those of other devices too."""
+    return moe.size(experts.gate_up if experts.expert_map is None else experts.expert_map, 0)
 
 
 class Plan:
@@ -70,7 +76,7 @@ class Plan:
     def __init__(self, options: PlanExperts, experts: moe.ExpertsOp):
         self.options, self.experts = options, experts
         self.tokens, self.topk = moe.dims(experts.ids)[0], moe.size(experts.ids, 1)
-        self.global_experts = moe.size(experts.gate_up if experts.expert_map is None else experts.expert_map, 0)
+        self.global_experts = global_experts(experts)
         self.hidden = moe.size(experts.x, 1)
         self.intermediate = moe.size(experts.gate_up, 1 if experts.weight_order.value == "nk" else 2) // 2
         self.rows = None if self.tokens is None else self.tokens * self.topk

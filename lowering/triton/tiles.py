@@ -23,38 +23,63 @@ def _tile(template: str, *, num_warps: int = 4, num_stages: int = 1, when: Mappi
     return Tile(template, {**params, "num_warps": num_warps, "num_stages": num_stages}, when)
 
 
+def _products(quantised: bool, block: int, block_n: int, block_k: int, num_warps: int, num_stages: int) -> list[Tile]:
+    """Both products of a stage each."""
+    sizes = {"block_n": block_n, "block_k": block_k, "num_warps": num_warps, "num_stages": num_stages}
+    when = {"quantised": quantised, "block": block}
+    return [_tile("gate_up", when=when, **sizes), _tile("down", when=when, splits=1, **sizes)]
+
+
+# Threads of a token sort: rows * the next power of two of k, so that ids need no other layout.
 COMMON = (
-    _tile("route", rows=1, num_warps=4),
-    _tile("sort_tokens", rows=16, num_warps=8),
-    _tile("sort_count", rows=64, num_warps=8),
-    _tile("sort_scan", num_warps=4),
-    _tile("quant", rows=1, groups=32, num_warps=4),
+    _tile("route", rows=1, num_warps=1),
+    _tile("sort_count", rows=128, num_warps=4),
+    _tile("sort_scan", num_warps=1),
     _tile("sort_scales", num_warps=4),
-    _tile("quant_sort", rows=4, groups=32, num_warps=4),
+    # Whole blocks of the tiled layout are stored as one run of bytes; 8 values a thread stay in its registers.
+    _tile("quant_sort", rows=32, groups=8, num_warps=16),
     _tile("combine", rows=1, block_n=1024, num_warps=4),
 )
-
 # A wave has 64 threads: two of them load a row of 32 groups, 16 bytes a thread.
-CDNA = (_tile("quant", rows=1, groups=32, num_warps=2), *COMMON)
+CDNA = (_tile("quant", rows=1, groups=32, num_warps=2), _tile("sort_tokens", rows=64, num_warps=4), *COMMON)
+HOPPER = (_tile("quant", rows=1, groups=32, num_warps=4), _tile("sort_tokens", rows=64, num_warps=8), *COMMON)
 
+# Products: no spills, an occupancy of 2 or more, the fewest instructions a weight byte (read off the assembly).
 GFX950 = (
     *CDNA,
-    # A16 dequantises weights in registers: with 128 columns a step, one wave a SIMD is all they leave room for.
-    _tile("gate_up", block_n=64, block_k=64, num_stages=2, when={"quantised": False}),
-    _tile("experts_one_stage", block_n=64, block_k=64, block_h=64, num_stages=2, when={"quantised": False}),
-    _tile("gate_up", block_n=64, block_k=128, num_warps=4, num_stages=2),
-    _tile("down", block_n=64, block_k=128, num_warps=4, num_stages=2, splits=1),
-    _tile("experts_one_stage", block_n=64, block_k=128, block_h=64, num_warps=4, num_stages=2),
+    *_products(True, 16, block_n=64, block_k=256, num_warps=4, num_stages=2),
+    *_products(True, 32, block_n=128, block_k=128, num_warps=4, num_stages=2),
+    *_products(True, 64, block_n=64, block_k=256, num_warps=4, num_stages=2),
+    *_products(True, 128, block_n=128, block_k=128, num_warps=8, num_stages=2),
+    *_products(False, 16, block_n=64, block_k=128, num_warps=4, num_stages=2),
+    *_products(False, 32, block_n=128, block_k=64, num_warps=4, num_stages=2),
+    *_products(False, 64, block_n=64, block_k=128, num_warps=4, num_stages=2),
+    *_products(False, 128, block_n=64, block_k=64, num_warps=4, num_stages=2),
+    # The scaled MFMA of 16 rows takes 128 columns, those of the second product's slice.
+    _tile("experts_one_stage", block_n=128, block_k=128, block_h=64, num_stages=2, when={"quantised": True}),
+    _tile("experts_one_stage", block_n=64, block_k=64, block_h=64, num_stages=2),
 )
 GFX942 = (
     *CDNA,
-    _tile("gate_up", block_n=64, block_k=64, num_warps=4, num_stages=2),
-    _tile("down", block_n=64, block_k=64, num_warps=4, num_stages=2, splits=1),
-    _tile("experts_one_stage", block_n=64, block_k=64, block_h=64, num_warps=4, num_stages=2),
+    *_products(True, 16, block_n=64, block_k=128, num_warps=4, num_stages=2),
+    *_products(True, 32, block_n=128, block_k=64, num_warps=4, num_stages=2),
+    *_products(True, 64, block_n=64, block_k=64, num_warps=4, num_stages=2),
+    *_products(True, 128, block_n=64, block_k=64, num_warps=4, num_stages=2),
+    *_products(False, 16, block_n=64, block_k=128, num_warps=4, num_stages=2),
+    *_products(False, 32, block_n=128, block_k=64, num_warps=4, num_stages=2),
+    *_products(False, 64, block_n=64, block_k=64, num_warps=4, num_stages=2),
+    *_products(False, 128, block_n=64, block_k=64, num_warps=4, num_stages=2),
+    _tile("experts_one_stage", block_n=64, block_k=64, block_h=64, num_stages=2),
 )
 SM_90 = (
-    *COMMON,
-    _tile("gate_up", block_n=64, block_k=128, num_warps=4, num_stages=3),
-    _tile("down", block_n=64, block_k=128, num_warps=4, num_stages=3, splits=1),
-    _tile("experts_one_stage", block_n=64, block_k=128, block_h=64, num_warps=4, num_stages=2),
+    *HOPPER,
+    *_products(True, 16, block_n=64, block_k=128, num_warps=4, num_stages=3),
+    *_products(True, 32, block_n=64, block_k=128, num_warps=4, num_stages=3),
+    *_products(True, 64, block_n=128, block_k=64, num_warps=8, num_stages=3),
+    *_products(True, 128, block_n=64, block_k=64, num_warps=8, num_stages=3),
+    *_products(False, 16, block_n=128, block_k=128, num_warps=8, num_stages=3),
+    *_products(False, 32, block_n=128, block_k=128, num_warps=8, num_stages=4),
+    *_products(False, 64, block_n=128, block_k=64, num_warps=8, num_stages=3),
+    *_products(False, 128, block_n=64, block_k=64, num_warps=8, num_stages=3),
+    _tile("experts_one_stage", block_n=64, block_k=128, block_h=64, num_stages=2),
 )

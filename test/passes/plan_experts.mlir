@@ -3,7 +3,7 @@
 // RUN: moeloom-opt %s -p "moe-plan-experts{routing_weight_stage=1 block=64 layout=row_major}" | filecheck %s --check-prefix=WEIGHT
 // RUN: moeloom-opt %s -p moe-plan-experts,moe-fuse-quant-sort | filecheck %s --check-prefix=FUSED
 // RUN: moeloom-opt %s -p "moe-plan-experts{stages=1},moe-fuse-quant-sort" | filecheck %s --check-prefix=FUSED1
-// RUN: moeloom-opt %s -p "moe-plan-experts{decode_tokens=64 prefill_block=128 prefill_stages=1},moe-fuse-quant-sort" | filecheck %s --check-prefix=RANGES
+// RUN: moeloom-opt %s -p "moe-plan-experts{decode_rows=16 prefill_block=128 prefill_stages=1},moe-fuse-quant-sort" | filecheck %s --check-prefix=RANGES
 // Planning twice is the same as once.
 // RUN: moeloom-opt %s -p moe-plan-experts,moe-plan-experts | filecheck %s --check-prefix=TWO
 
@@ -43,7 +43,7 @@
 // FUSED1-NEXT:     "moe.quant_sort"{{.*}}stage = 1
 // FUSED1-NEXT:     "moe.experts_one_stage"
 // FUSED1-NEXT:     "moe.combine"
-// Two plans of the same experts, one for up to 64 tokens; the fusion fires in both.
+// Two plans of the same experts, one for up to 16 rows an expert (E = 4, k = 2: 32 tokens); the fusion fires in both.
 // RANGES-LABEL:  func.func @gpt_oss
 // RANGES:          [[M:%.*]] = tensor.dim %arg1
 // RANGES-NEXT:     [[OUT:%.*]] = "kernel.alternatives"([[M]]) ({
@@ -60,7 +60,7 @@
 // RANGES-NEXT:       "moe.experts_one_stage"
 // RANGES-NEXT:       [[B:%.*]] = "moe.combine"
 // RANGES-NEXT:       "kernel.yield"([[B]])
-// RANGES-NEXT:     }) {choice = "tokens", max_m = 64 : i64
+// RANGES-NEXT:     }) {choice = "tokens", max_m = 32 : i64
 // RANGES:          return [[OUT]]
 func.func @gpt_oss(%x: tensor<?x64xbf16>, %ids: tensor<?x2xi32>, %w: tensor<?x2xf32>, %w1: tensor<4x192x64xf4E2M1FN>,
     %s1: tensor<4x192x2xf8E8M0FNU>, %b1: tensor<4x192xbf16>, %w2: tensor<4x64x96xf4E2M1FN>, %s2: tensor<4x64x3xf8E8M0FNU>,
