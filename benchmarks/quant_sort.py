@@ -1,14 +1,17 @@
-"""The fused quant + scale sort against the split pair on the CPU: where `fused_rows` of the target table comes from.
+"""The fused quant + scale sort against the split pair: where `fused_rows` of the target table comes from.
 
-    python benchmarks/quant_sort.py [--columns 2880] [--threads 2]
+    python benchmarks/quant_sort.py [--columns 2880] [--threads 2]                         on the CPU
+    python benchmarks/quant_sort.py --target sm_90 --artifacts build/quant_sort --compile  on any machine, then
+    python benchmarks/quant_sort.py --target sm_90 --artifacts build/quant_sort            on the GPU, without compiler
 
 Stage 1 quantises M tokens that k = 4 experts share: there the fused kernel quantises each of the 4*M routed rows. Stage
-2 quantises the routed rows themselves. Both programs sort the tokens first; they take turns in one process, and their
-bytes are compared first.
+2 quantises the routed rows themselves. Every program sorts the tokens first, and the time of the sort alone is taken
+off; the programs take turns in one process, and their bytes are compared first. On a GPU each is replayed from a graph
+of calls.
 """
 
 import tempfile
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -20,7 +23,10 @@ from moeloom.measure import medians
 from moeloom.runtime.executable import Executable
 
 EXPERTS, TOPK = 32, 4
-ROWS = (4, 16, 64, 256, 1024, 2048, 4096, 8192, 16384)
+ROWS = (4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+CALLS = 50
+"""Calls in a graph, so that its launch is nothing beside them."""
+KINDS = ("sort", "fused", "split")
 DYNAMIC = "tensor<?x"
 
 
@@ -43,42 +49,100 @@ func.func @site(%x: {x} {{moe.input = "x"}}, %ids: {ids} {{moe.input = "ids"}}, 
 """
 
 
-def call(exe: Executable, inputs: tuple[Tensor, ...], out: tuple[Tensor, ...], turn: int) -> None:
-    exe(*inputs, out=out)
+def sort_alone(topk: int) -> str:
+    """The same token sort without a site."""
+    ids, weights = f"{DYNAMIC}{topk}xi32>", f"{DYNAMIC}{topk}xf32>"
+    return f"""
+func.func @site(%ids: {ids} {{moe.input = "ids"}}, %w: {weights} {{moe.input = "weights"}})
+    -> (tensor<?xi32>, tensor<2xi32>) {{
+  %s, %sw, %e, %n = "moe.sort_tokens"(%ids, %w) {{experts = {EXPERTS} : i64, block = 32 : i64,
+    operandSegmentSizes = array<i32: 1, 1, 0, 0>}} : ({ids}, {weights})
+    -> (tensor<?xi32>, tensor<?xf32>, tensor<?xi32>, tensor<2xi32>)
+  return %s, %n : tensor<?xi32>, tensor<2xi32>
+}}
+"""
 
 
-def measure(folder: Path, columns: int, stage: int, threads: int | None) -> None:
+def compile_programs(folder: Path, target: str, columns: int, stage: int) -> None:
+    """The artifacts of one stage."""
+    topk = TOPK if stage == 1 else 1
+    for kind in KINDS:
+        source = folder / f"{kind}.mlir"
+        source.write_text(sort_alone(topk) if kind == "sort" else program(columns, stage, topk))
+        fusion = "auto" if kind == "sort" else kind
+        artifact = folder / name(columns, stage, kind)
+        moeloom.compile(source, artifact, targets=[target], fusion=fusion, overwrite=True)
+
+
+def name(columns: int, stage: int, kind: str) -> str:
+    return f"{columns}-stage{stage}-{kind}.moel"
+
+
+def timed(exe: Executable, inputs: tuple[Tensor, ...]) -> tuple[Callable[[int], object], int]:
+    """What runs `exe` on `inputs` into the same outputs again and again, and how many calls one run is."""
+    out = exe(*inputs)
+
+    def call(turn: int) -> None:
+        exe(*inputs, out=out)
+
+    if inputs[0].device.type == "cpu":
+        return call, 1
+    exe.device.synchronise()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for turn in range(CALLS):
+            call(turn)
+
+    def replay(turn: int) -> None:
+        graph.replay()
+        exe.device.synchronise()
+
+    return replay, CALLS
+
+
+def measure(folder: Path, device: str, columns: int, stage: int, threads: int | None) -> None:
     """Print one row for each number of routed rows."""
     topk = TOPK if stage == 1 else 1
-    source = folder / f"stage{stage}.mlir"
-    source.write_text(program(columns, stage, topk))
-    loaded = []
-    for fusion in ("fused", "split"):
-        artifact = folder / f"stage{stage}-{fusion}.moel"
-        moeloom.compile(source, artifact, fusion=fusion)
-        loaded.append(moeloom.load(artifact, threads=threads))
+    loaded = [moeloom.load(folder / name(columns, stage, kind), device, threads=threads) for kind in KINDS]
+    for exe in loaded:
+        exe.prepare(max(ROWS))
     print(f"\nstage {stage}, H = {columns}, k = {topk}, E = {EXPERTS}\n")
-    print("| routed rows | M | fused us | split us | fused / split |\n|---|---|---|---|---|")
+    print("| routed rows | M | sort us | fused us | split us | fused / split |\n|---|---|---|---|---|---|")
     for rows in ROWS:
         tokens = max(1, rows // topk)
         x = torch.randn(tokens, columns, dtype=torch.bfloat16)
         ids = torch.stack([torch.randperm(EXPERTS)[:topk] for _ in range(tokens)]).int()
-        weights = torch.rand(tokens, topk)
-        outs = [exe(x, ids, weights) for exe in loaded]
-        if not torch.equal(outs[0][0], outs[1][0]):
+        x, ids, weights = (t.to(device) for t in (x, ids, torch.rand(tokens, topk)))
+        codes = [exe(x, ids, weights)[0] for exe in loaded[1:]]
+        if not torch.equal(*codes):
             raise SystemExit(f"fused and split payloads differ at {rows} rows")
-        calls = [partial(call, exe, (x, ids, weights), out) for exe, out in zip(loaded, outs, strict=True)]
-        fused, split = medians(calls)
-        print(f"| {rows} | {tokens} | {fused * 1e6:.1f} | {split * 1e6:.1f} | {fused / split:.2f} |")
+        given = [(ids, weights), (x, ids, weights), (x, ids, weights)]
+        runs = [timed(exe, inputs) for exe, inputs in zip(loaded, given, strict=True)]
+        counts = [count for _, count in runs]
+        sort, fused, split = (t / n for t, n in zip(medians([run for run, _ in runs]), counts, strict=True))
+        fused, split = fused - sort, split - sort
+        print(f"| {rows} | {tokens} | {sort * 1e6:.2f} | {fused * 1e6:.2f} | {split * 1e6:.2f} | {fused / split:.2f} |")
 
 
 @click.command(help=__doc__)
-@click.option("--columns", default=2880, show_default=True)
-@click.option("--threads", default=None, type=int, help="Threads of both [default: all].")
-def main(columns: int, threads: int | None) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        for stage in (1, 2):
-            measure(Path(folder), columns, stage, threads)
+@click.option("--columns", default=(2880,), multiple=True, show_default=True, help="H; may be given again.")
+@click.option("--threads", default=None, type=int, help="Threads of all programs on the CPU [default: all].")
+@click.option("--target", default="cpu", show_default=True, help="Target to compile for.")
+@click.option("--artifacts", default=None, type=Path, help="Folder to keep artifacts in [default: a temporary one].")
+@click.option("--compile", "only_compile", is_flag=True, help="Compile into --artifacts and stop.")
+def main(
+    columns: tuple[int, ...], threads: int | None, target: str, artifacts: Path | None, only_compile: bool
+) -> None:
+    device = "cpu" if target == "cpu" else "cuda"
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = artifacts or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        for width in columns:
+            for stage in (1, 2):
+                if only_compile or artifacts is None:
+                    compile_programs(folder, target, width, stage)
+                if not only_compile:
+                    measure(folder, device, width, stage, threads)
 
 
 if __name__ == "__main__":
