@@ -1,6 +1,7 @@
 """runtime/gpu.py, cuda.py, hip.py and devices.py on stand-ins for the drivers: C libraries with their entry points that
 record every launch and run the tiny kernels of conftest.py by the GPU ABI on the host's memory."""
 
+import copy
 import ctypes
 import hashlib
 import subprocess
@@ -207,7 +208,7 @@ def gpu_target(path: Path, manifest: dict, backend: str, name: str) -> dict:
         "architecture": {"backend": backend, "name": name, "warp_size": warp},
         "libraries": [],
         "kernels": kernels,
-        "programs": cpu["programs"],
+        "programs": copy.deepcopy(cpu["programs"]),
         "weights": cpu["weights"],
     }
 
@@ -280,6 +281,16 @@ def test_variant_by_alignment(artifact: Callable, machine: Machine, oracle: Call
     }
     assert divisible(*odd[where]) == ([16, 16, 1] if where == "out" else [1, 16, 16])
     assert divisible(aligned, out) == [16, 16, 16]
+
+
+def test_variant_by_the_strides_of_the_workspace(artifact: Callable, machine: Machine) -> None:
+    def scale_twice(target: dict) -> None:
+        steps = target["programs"]["block"]["steps"]
+        steps[1] = {**steps[0], "operands": [4, 2], "results": [5]}  # rows of 8 elements, in the workspace
+
+    exe = load(artifact(scale_twice))
+    exe(torch.empty(4, 16)[:, :WIDTH])
+    assert [launch.divisible for launch in machine.launches()] == [16, 1, 16]
 
 
 def test_no_variant_fits(artifact: Callable, machine: Machine) -> None:
@@ -419,7 +430,7 @@ def test_null_device_takes_any_target(artifact: Callable, machine: Machine) -> N
     exe = load(artifact(), "null", target=machine.found.name)
     assert exe.target.name == machine.found.name
     assert not exe(tokens(4)).any()
-    assert exe.device.launched == ["scale_rows", "add_one", "keep_live"]
+    assert exe.device.launched == ["scale_rows", "add_one", "keep_live"] and exe.device.alignment == 256
     assert load(artifact(), "null").target.name == "cpu"
     assert load(artifact(keep_cpu=False), "null").target.name == machine.found.name
     assert machine.launches() == []

@@ -251,6 +251,11 @@ def test_flipped_byte(refused, tiny_artifact, tmp_path_factory, file):
     assert "does not match" in refused("run", copy)
 
 
+def test_no_code_for_the_device(refused, tiny_artifact):
+    assert "the artifact holds cpu" in refused("run", tiny_artifact, "--device", "cuda")
+    assert "no device 'npu'" in refused("check", tiny_artifact, "--device", "npu")
+
+
 def test_input_of_the_wrong_shape(refused, tiny_artifact, tmp_path):
     save_file({"x": torch.zeros(3, 65, dtype=torch.bfloat16)}, tmp_path / "in.safetensors")
     assert "(3, 65)" in refused("run", tiny_artifact, "--input", tmp_path / "in.safetensors")
