@@ -154,8 +154,13 @@ def kernels(found: Mapping[str, Mapping[str, Any]]) -> str:
     for name, kernel in found.items():
         params = ", ".join(f"{key}={value}" for key, value in kernel["params"].items())
         for variant in kernel["variants"] or [{}]:
-            rows.append([name, kernel["template"], *(str(variant.get(fact, "")) for fact in facts), params])
+            rows.append([name, kernel["template"], *(_fact(variant.get(fact, "")) for fact in facts), params])
     return table(["kernel", "template", *(fact.replace("_", " ") for fact in facts), "params"], rows)
+
+
+def _fact(value: Any) -> str:
+    """A fact as text; counts by name, such as those of matrix instructions, as a list."""
+    return ", ".join(f"{count} {name}" for name, count in value.items()) if isinstance(value, Mapping) else str(value)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -172,6 +177,6 @@ def _cell(column: str, text: str) -> str:
 def _class(column: str, cell: str) -> str:
     if column == "decision":
         return cell
-    if column in ("params", "location", "CPU features it needs", "kernel", "step", "first entry"):
+    if column in ("params", "matrix", "location", "CPU features it needs", "kernel", "step", "first entry"):
         return "code"
     return "number" if cell.replace(",", "").replace(".", "").isdigit() else ""

@@ -9,6 +9,8 @@ from moeloom.tools import output
 from moeloom.tools.artifact import Tokens, artifact_argument, json_option
 from moeloom.tools.compile import fusion_lines
 
+FACTS = ("divisible", "threads", "shared", "registers", "spills")
+"""What is printed of each code object of a GPU kernel; --json and --html have all of it."""
 EPILOG = """\b
 Examples:
   moeloom inspect model.moel
@@ -58,14 +60,10 @@ def command(artifact: Path, tokens: tuple[int, ...], target: str | None, report:
 
 def _print_target(target: dict[str, Any]) -> None:
     click.echo(f"\ntarget {target['target']}: {output.mebibytes(target['weights_bytes'])} of weights")
-    libraries = target["libraries"]
-    for library, lesser in zip(libraries, [*libraries[1:], {"tier": "", "features": []}], strict=True):
-        here = "  <- this machine" if library["tier"] == target["runs_here"] else ""
-        own = " ".join(feature for feature in library["features"] if feature not in lesser["features"])
-        beyond = f" beyond {lesser['tier']}" if lesser["tier"] else ""
-        click.echo(f"  library {library['tier']}: needs {own}{beyond}{here}")
-    if target["architecture"] is None and target["runs_here"] is None:
-        click.echo("  no library runs on this machine")
+    if target["architecture"] is None:
+        _print_libraries(target)
+    else:
+        _print_code(target["kernels"])
     for program in target["programs"]:
         entries = program["entries"]
         more = f" and {len(entries) - 1} more of the same program" if len(entries) > 1 else ""
@@ -81,3 +79,25 @@ def _print_target(target: dict[str, Any]) -> None:
             )
             rows = [[step.get("launch") or step["aten"], str(step.get("tiles", "")), step["why"]] for step in steps]
             output.print_table(["step", "tiles", "why"], rows, indent="      ")
+
+
+def _print_libraries(target: dict[str, Any]) -> None:
+    """The native libraries of a CPU target, and which one this machine takes."""
+    libraries = target["libraries"]
+    for library, lesser in zip(libraries, [*libraries[1:], {"tier": "", "features": []}], strict=True):
+        here = "  <- this machine" if library["tier"] == target["runs_here"] else ""
+        own = " ".join(feature for feature in library["features"] if feature not in lesser["features"])
+        beyond = f" beyond {lesser['tier']}" if lesser["tier"] else ""
+        click.echo(f"  library {library['tier']}: needs {own}{beyond}{here}")
+    if target["runs_here"] is None:
+        click.echo("  no library runs on this machine")
+
+
+def _print_code(kernels: dict[str, Any]) -> None:
+    """The code objects of a GPU target, and what the compiler noted of each."""
+    rows = [
+        [name, *(str(variant[fact]) for fact in FACTS)]
+        for name, kernel in kernels.items()
+        for variant in kernel["variants"]
+    ]
+    output.print_table(["kernel", "divisible by", "threads", "shared, bytes", "registers", "spills"], rows, indent="  ")

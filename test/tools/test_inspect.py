@@ -16,7 +16,16 @@ from moeloom.tools.errors import CommandError
 from moeloom.tools.html_report import TOKENS, page
 from moeloom.tools.main import main
 
-FACTS = {"divisible": 16, "threads": 256, "shared": 4096, "registers": 77, "spills": 0, "file": "f", "sha256": "s"}
+FACTS = {
+    "divisible": 16,
+    "threads": 256,
+    "shared": 4096,
+    "registers": 77,
+    "spills": 0,
+    "matrix": {"mma": 2},
+    "file": "f",
+    "sha256": "s",
+}
 
 
 @pytest.fixture
@@ -111,8 +120,8 @@ def test_page_has_a_section_a_target_and_every_launch(two_targets):
 def test_page_has_the_facts_of_gpu_kernels(two_targets):
     rows = Page(page(two_targets, describe(two_targets, (1,), "sm_90"))).rows
     header = next(row for row in rows if row[0] == "kernel")
-    assert header[2:-1] == ["divisible", "threads", "shared", "registers", "spills"]
-    assert next(row for row in rows if row[0] == "route_0")[2:-1] == ["16", "256", "4096", "77", "0"]
+    assert header[2:-1] == ["divisible", "threads", "shared", "registers", "spills", "matrix"]
+    assert next(row for row in rows if row[0] == "route_0")[2:-1] == ["16", "256", "4096", "77", "0", "2 mma"]
 
 
 def test_page_escapes_what_it_is_told(two_targets):
@@ -142,6 +151,15 @@ def test_missing_matplotlib_is_one_line(capsys, tiny_artifact, tmp_path, monkeyp
     code, _, err = run(capsys, "inspect", tiny_artifact, "--html", tmp_path / "r.html")
     assert (code, err) == (1, "moeloom: error: --html needs matplotlib: pip install 'moeloom[report]'\n")
     assert not (tmp_path / "r.html").exists()
+
+
+def test_text_of_two_targets(capsys, tiny_artifact, two_targets, monkeypatch):
+    monkeypatch.setattr("moeloom.runtime.artifact.read", lambda path, verify: two_targets)
+    code, out, _ = run(capsys, "inspect", tiny_artifact)
+    cpu, gpu = out.split("target sm_90:")
+    assert code == 0 and "library generic: needs sse2" in cpu and "registers" not in cpu
+    assert "library" not in gpu
+    assert ["route_0", "16", "256", "4096", "77", "0"] in [line.split() for line in gpu.splitlines()]
 
 
 def test_target_option(capsys, tiny_artifact):
