@@ -16,12 +16,15 @@ from moeloom.runtime.executable import Executable, load
 
 FOLDER = os.environ.get("MOELOOM_ARTIFACTS")
 collect_ignore_glob = [] if FOLDER and torch.cuda.is_available() else ["test_*.py"]
-ARTIFACTS = sorted(Path(FOLDER).glob("*.moel")) if FOLDER else []
+GROUPS = {"artifact": ("large", "small"), "odd": ("odd", "small"), "site": ("bytes",)}
+"""Which artifacts each fixture stands for, by the folders that make_artifacts.py writes."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "artifact" in metafunc.fixturenames:
-        metafunc.parametrize("artifact", ARTIFACTS, ids=[path.stem for path in ARTIFACTS], scope="session")
+    for fixture, groups in GROUPS.items():
+        if fixture in metafunc.fixturenames and FOLDER:
+            paths = sorted(path for group in groups for path in Path(FOLDER).glob(f"{group}/*.moel"))
+            metafunc.parametrize(fixture, paths, ids=[path.stem for path in paths], scope="session")
 
 
 @pytest.fixture(scope="session")
