@@ -108,10 +108,11 @@ def _call(step: Aten, values: Mapping[int, Any], device: torch.device) -> Any:
     operator: Any = torch.ops
     for part in step.op.split("."):
         operator = getattr(operator, part)
-    given = [_argument(arg, values) for arg in step.args]
+    taken = zip(operator._schema.arguments, step.args, strict=False)
+    given = [device if argument.name == "device" else _argument(arg, values) for argument, arg in taken]
     named = {a.name: g for a, g in zip(operator._schema.arguments, given, strict=False) if a.kwarg_only}
     positional = given[: len(given) - len(named)]
-    if any(argument.name == "device" for argument in operator._schema.arguments):
+    if any(argument.name == "device" and argument.kwarg_only for argument in operator._schema.arguments):
         named["device"] = device
     return operator(*positional, **named)
 

@@ -91,7 +91,7 @@ class Driver:
         return torch.cuda.current_stream(self.torch_device)
 
     def capturing(self) -> bool:
-        """Whether the caller's stream is recorded into a graph."""
+        """Whether the current stream of torch's current device is recorded into a graph."""
         return torch.cuda.is_current_stream_capturing()
 
     def synchronise(self) -> None:
@@ -210,7 +210,7 @@ class Gpu:
         with torch.no_grad(), self._driver.current():
             self._driver.enter_thread()
             stream = self._driver.stream()
-            if self.capturing():
+            if self._driver.capturing():
                 self._captured[id(plan)] = plan  # a graph holds addresses of the plan's memory alone
             else:
                 if self._stream is not None and self._stream != stream:
@@ -232,7 +232,8 @@ class Gpu:
 
     def capturing(self) -> bool:
         """Whether the caller's stream is recorded into a graph."""
-        return self._driver.capturing()
+        with self._driver.current():
+            return self._driver.capturing()
 
     def synchronise(self) -> None:
         """Wait for everything that was put on the device."""

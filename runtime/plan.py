@@ -37,10 +37,12 @@ class AtenCall:
 
     def __init__(self, step: Aten, op: Any, given: list, planned: frozenset[int], place: torch.device, small: bool):
         about = op._schema.arguments[: len(given)]
+        # A program imported on the CPU makes its constants where it runs.
+        given = [place if a.name == "device" else arg for arg, a in zip(given, about, strict=True)]
         self.args = [arg for arg, a in zip(given, about, strict=True) if not a.kwarg_only]
         self.kwargs = {a.name: arg for arg, a in zip(given, about, strict=True) if a.kwarg_only}
-        if any(a.name == "device" for a in op._schema.arguments):
-            self.kwargs["device"] = place  # a program imported on the CPU makes its constants where it runs
+        if any(a.name == "device" and a.kwarg_only for a in op._schema.arguments):
+            self.kwargs["device"] = place
         self.results = step.results
         self._op, self._planned, self._small = op, planned, small
         alone = len(step.results) == 1 and step.results[0] in planned

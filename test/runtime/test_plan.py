@@ -86,6 +86,15 @@ def test_copy_allocates_nothing() -> None:
     assert [event.name for event in profile.events() if event.self_cpu_memory_usage > 0] == []
 
 
+def test_a_device_is_where_the_program_runs() -> None:
+    """By position and by keyword; the program names another."""
+    moved = aten("to.device", [2], value(0), {"literal": "meta"}, {"dtype": "float32"})
+    made = aten("full_like.default", [3], value(2), {"literal": 2.0})
+    steps = [moved, made, aten("add.Tensor", [9], value(2), value(3))]
+    out, x, _ = run(3, {2: tensor(0), 3: tensor(1)}, steps)
+    assert torch.equal(out, x + 2)
+
+
 def test_operator_without_an_out_form() -> None:
     out, x, _ = run(3, {2: tensor()}, [aten("relu.default", [2], value(0)), aten("neg.default", [9], value(2))])
     assert torch.equal(out, -x.relu())
