@@ -1,6 +1,7 @@
 """What the lowerings read off moe ops: sizes of the sorted list they share, element types, optional operands."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch_mlir import ir
 
@@ -8,7 +9,8 @@ from moeloom.dialects import moe
 from moeloom.lowering import sizes
 from moeloom.passes.base import PassError
 
-Params = dict[str, int | str | bool | float]
+Params = dict[str, Any]
+"""The params of a kernel.define: numbers, words and switches (docs/program.md)."""
 TILE_ROWS = 32
 """Rows of a tile of the tiled_32x8 layout: scale buffers are rounded up to it."""
 

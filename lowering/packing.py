@@ -15,15 +15,14 @@ Layout = Literal["n16k32", "row_major"]
 def packed_type(layout: Layout, kind: str, dims: Sequence[int]) -> ir.RankedTensorType:
     """The packed form of a payload [E, N, K], its scales [E, N, K/32] or a bias [E, N]."""
     byte = ir.IntegerType.get_signless(8)
-    if layout == "row_major" and kind != "bias":
-        *rows, columns = dims
-        return ir.RankedTensorType.get([*rows, columns // 2 if kind == "payload" else columns], byte)
-    if kind == "payload":
+    if kind != "bias":
         experts, rows, columns = dims
-        return ir.RankedTensorType.get([experts, rows // ROWS, columns // GROUP, 4, ROWS, 4], byte)
-    if kind == "scales":
-        experts, rows, groups = dims
-        return ir.RankedTensorType.get([experts, rows // ROWS, groups, ROWS], byte)
+        if layout == "row_major":
+            width = columns // 2 if kind == "payload" else columns
+            return ir.RankedTensorType.get([experts, rows, width], byte)
+        if kind == "payload":
+            return ir.RankedTensorType.get([experts, rows // ROWS, columns // GROUP, 4, ROWS, 4], byte)
+        return ir.RankedTensorType.get([experts, rows // ROWS, columns, ROWS], byte)
     return ir.RankedTensorType.get(list(dims), ir.F32Type.get())
 
 

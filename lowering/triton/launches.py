@@ -52,11 +52,11 @@ def _sort_tokens(lower: FunctionLowering, op: moe.SortTokensOp) -> list[ir.Value
     def single() -> list[ir.Value]:
         tile = lower.target.tile("sort_tokens", experts=sort.experts)
         return marked(
-            lower.launch("sort_tokens", params | tile, list(op.operands), sort_results(op, sort), [sort.experts])
+            lower.launch("sort_tokens", {**params, **tile}, list(op.operands), sort_results(op, sort), [sort.experts])
         )
 
     def phases() -> list[ir.Value]:
-        many = params | lower.target.tile("sort_count", experts=sort.experts)
+        many = {**params, **lower.target.tile("sort_count", experts=sort.experts)}
         chunks = sizes.ceildiv(sizes.tokens(), many["rows"])
         i32 = ir.IntegerType.get_signless(32)
         table = ir.RankedTensorType.get([sort.experts, ir.ShapedType.get_dynamic_size()], i32)
