@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from moeloom.check import check, experts_of, inputs_of, relative_l2
+from moeloom.replay import Replay
 from moeloom.runtime.errors import LaunchError
 from moeloom.runtime.executable import Executable, load
 
@@ -166,9 +167,20 @@ def test_a_thread_of_its_own(gpu: Executable, layer: str) -> None:
     assert torch.equal(found[0], wanted)
 
 
-def test_the_cpu_gives_nearly_the_same(artifact: Path, gpu: Executable, layer: str) -> None:
-    cpu = load(artifact, "cpu", verify="fast")
+def test_the_cpu_gives_nearly_the_same(small: Path) -> None:
+    cpu, gpu = load(small, "cpu", verify="fast"), load(small, "cuda", verify="fast")
+    layer = cpu.entries[0]
     for m in (1, 9):
         inputs = inputs_of(cpu, layer, m, m)
         found = gpu[layer](**{name: tensor.cuda() for name, tensor in inputs.items()})
         assert relative_l2(found.cpu(), cpu[layer](**inputs)) < 2e-2
+
+
+def test_random_weights_are_the_same_bytes(small: Path) -> None:
+    cpu, gpu = load(small, "cpu", verify="fast"), load(small, "cuda", verify="fast")
+    name = cpu.entries[0]
+    one, other = Replay(cpu, name).weights, Replay(gpu, name).weights
+    assert len(one) == len(other)
+    for a, b in zip(one.values(), other.values(), strict=True):
+        for expert in range(len(a.packed)):
+            assert torch.equal(a[expert], b[expert].cpu())
