@@ -15,6 +15,7 @@ import triton
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompilationError
+from triton.experimental.gluon._runtime import GluonASTSource
 
 from moeloom.lowering.workers import CompileError, serve
 
@@ -79,6 +80,7 @@ def compile_variant(
                 "num_warps": params["num_warps"],
                 "num_stages": params["num_stages"],
                 "enable_fp_fusion": FUSED_MULTIPLY_ADD,
+                **({"maxnreg": params["maxnreg"]} if "maxnreg" in params else {}),
             },
         )
         code, text = kernel.asm[architecture.code], kernel.asm[architecture.assembly]
@@ -95,6 +97,8 @@ def source(template: Template, params: Params, architecture: Architecture, unkno
     function, names = template.function.__name__, list(template.function.arg_names)
     arguments = dict([*template.arguments(params), ("M", "i32")])
     constants = template.constants(params) | {"TARGET": architecture.name}
+    if "ALIGNED" in names:
+        constants["ALIGNED"] = not unknown
     if foreign := sorted(constants.keys() - set(names)):
         raise CompileError(f"{function} has no parameter {', '.join(foreign)}; its template sets one")
     # Triton passes arguments in the function's order, whatever the signature's.
@@ -107,7 +111,8 @@ def source(template: Template, params: Params, architecture: Architecture, unkno
         if number not in unknown and (kind.startswith("*") or kind == "i64")
     }
     signature = {name: arguments.get(name, "constexpr") for name in names}
-    return ASTSource(template.function, signature, constants, attributes)
+    form = GluonASTSource if template.function.is_gluon() else ASTSource
+    return form(template.function, signature, constants, attributes)
 
 
 def variant_facts(

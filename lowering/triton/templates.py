@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from .combine import COMBINE
+from .decode_down import DECODE_DOWN
+from .decode_gate_up import DECODE_GATE_UP
 from .down import DOWN
 from .gate_up import GATE_UP
 from .one_stage import EXPERTS_ONE_STAGE
@@ -23,6 +25,8 @@ TEMPLATES: dict[str, Template] = {
     "quant_sort": QUANT_SORT,
     "gate_up": GATE_UP,
     "down": DOWN,
+    "decode_gate_up": DECODE_GATE_UP,
+    "decode_down": DECODE_DOWN,
     "experts_one_stage": EXPERTS_ONE_STAGE,
     "combine": COMBINE,
 }

@@ -1,0 +1,88 @@
+"""The inner step of the decode kernels on sm_90, in PTX: a chunk of weights times 8 tokens.
+
+A chunk is 16 weight rows x 64 columns of a warp, as `runtime/pack_stream.py` lays them out: a lane's 16 bytes are its
+registers of four `mma.m16n8k16` A fragments, four bits an element. Weights are the M side, tokens the N side.
+
+A code's three magnitude bits are put where a bf16 has its low exponent bits and highest mantissa bit: that bf16 is
+2^-126 times the value, subnormals included, so no table and no conversion is needed. x lies in shared memory times
+2^32, so that sums stay far from the ends of f32. Sums of 32 columns are then scaled by 2^(byte - 127) of the stored
+byte (e8m0 + 64) in f32. So a finished sum is 2^(-126 + 32 + 64) = 2^-30 times the product.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+TOKENS = gl.constexpr(8)
+"""Rows of a sort block: the N of the instruction."""
+SUM_SCALE = gl.constexpr(2.0**30)
+"""A finished sum times this is the product."""
+
+SIGNS, MAGNITUDES, SCALE = 0x80008000, 0x01C001C0, 0x7F800000
+# Of a word (two halves of 16 bits), the shifts that bring sign and magnitude of each pair to their places; negative: right.
+SIGN_SHIFTS, MAGNITUDE_SHIFTS = (0, 3, 1, 2), (0, 3, -3, 6)
+AND_OR = 0xEA  # lop3: (a & b) | c
+
+
+@gluon.constexpr_function
+def _shifted(to: str, word: str, by: int) -> str:
+    return f"shl.b32 {to}, {word}, {by};" if by > 0 else f"shr.u32 {to}, {word}, {-by};"
+
+
+@gluon.constexpr_function
+def _fragment(word: str) -> list[str]:
+    """Registers a0..a3 of one fragment: 11 instructions for 8 weights."""
+    lines = [f"and.b32 a0, {word}, {SIGNS | MAGNITUDES};"]
+    for pair in (1, 2, 3):
+        sign, magnitude = SIGN_SHIFTS[pair], MAGNITUDE_SHIFTS[pair]
+        lines.append(_shifted("m", word, magnitude))
+        if sign == magnitude:
+            lines.append(f"and.b32 a{pair}, m, {SIGNS | MAGNITUDES};")
+        else:
+            lines += [f"and.b32 m, m, {MAGNITUDES};", _shifted("s", word, sign)]
+            lines.append(f"lop3.b32 a{pair}, s, {SIGNS}, m, {AND_OR};")
+    return lines
+
+
+@gluon.constexpr_function
+def _multiply(words: list[str], group: int) -> list[str]:
+    """t0..t3: 32 columns, two fragments, times x in b(4 group)..b(4 group + 3)."""
+    lines = []
+    for step, word in enumerate(words):
+        b = 4 * group + 2 * step
+        start = "{z, z, z, z}" if step == 0 else "{t0, t1, t2, t3}"
+        lines += _fragment(word)
+        lines.append(
+            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+            f"{{t0, t1, t2, t3}}, {{a0, a1, a2, a3}}, {{b{b}, b{b + 1}}}, {start};"
+        )
+    return lines
+
+
+@gluon.constexpr_function
+def chunk_assembly(chunk):
+    """PTX for chunk number `chunk` of a record. $0-$3: sums of (row, token) pairs as the instruction has them, $4-$7
+    the same before, $8-$11 the lane's words, $12-$15 its words of the scale chunk, $16 where the lane reads x."""
+    lines = [
+        ".reg .b32 a<4>, b<8>, m, s, q, q2;",
+        ".reg .f32 t<4>, z, f0, f1;",
+        # No instruction, but ptxas moves no load past it: without it, loads of the ring sink to where they are used.
+        "bar.warp.sync 0xffffffff;",
+        "mov.f32 z, 0f00000000;",
+        # The four lanes of a row share its scales: four words of the chunk each.
+        f"shfl.sync.idx.b32 q, ${12 + chunk % 4}, {chunk // 4}, 0x1c1f, 0xffffffff;",
+    ]
+    for half in (0, 1):
+        regs = ", ".join(f"b{4 * half + i}" for i in range(4))
+        lines.append(
+            f"ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{{regs}}}, [$16 + {1024 * chunk + 512 * half}];"
+        )
+    for group in (0, 1):
+        lines += _multiply([f"${8 + 2 * group}", f"${9 + 2 * group}"], group)
+        # Bytes: row r of both groups, row r + 8 of both groups.
+        shifts = (23 - 8 * group, 7 - 8 * group)
+        for row, shift in enumerate(shifts):
+            lines += [_shifted("q2", "q", shift), f"and.b32 q2, q2, {SCALE};", f"mov.b32 f{row}, q2;"]
+        lines += [f"fma.rn.f32 ${i}, t{i}, f{i // 2}, ${i};" for i in range(4)]
+    return "{\n\t" + "\n\t".join(lines) + "\n}"

@@ -1,0 +1,126 @@
+"""Template `decode_down`: down for sort blocks of 8 rows on sm_90, at the speed of the weights' memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from moeloom.runtime.pack_stream import Stream
+
+from .decode_chunk import SUM_SCALE, TOKENS
+from .decode_params import decode_arguments, decode_constants, x_argument
+from .decode_stream import (
+    CHUNK_COLUMNS,
+    fill_ring,
+    first_record,
+    multiply_unit,
+    own_units,
+    thread_numbers,
+)
+from .decode_x import address_of, allocate_x, gather_x
+from .product_params import OPTIONAL, absent
+from .products import F4
+from .template import Params, Template
+
+
+@gluon.jit
+def decode_down_kernel(
+    x,
+    x_scales,
+    sorted_ids,
+    expert_ids,
+    num_valid,
+    sorted_weights,
+    weight,
+    bias,
+    out,
+    M,
+    HIDDEN: gl.constexpr,
+    INTERMEDIATE: gl.constexpr,
+    TOPK: gl.constexpr,
+    X: gl.constexpr,
+    LAYOUT: gl.constexpr,
+    TILES: gl.constexpr,
+    SPLITS: gl.constexpr,
+    SPAN: gl.constexpr,
+    CHUNKS: gl.constexpr,
+    RING: gl.constexpr,
+    TARGET: gl.constexpr,
+):
+    COLUMNS: gl.constexpr = SPAN * CHUNKS * CHUNK_COLUMNS
+    ROW: gl.constexpr = INTERMEDIATE // 2 if X == F4 else INTERMEDIATE
+    first, last = own_units(num_valid, SPLITS * TILES)
+    if first >= last:
+        return
+    shared = allocate_x(COLUMNS)
+    x_address = address_of(shared)
+    record = first_record(expert_ids, first, TILES, SPLITS, SPAN)
+    ring = fill_ring(weight, record, CHUNKS, RING)
+    for unit in range(first, last):
+        part = unit // TILES
+        block = part // SPLITS
+        split = part % SPLITS
+        if (unit == first) | (unit % TILES == 0):
+            gather_x(
+                x_address, x, ROW, x_scales, sorted_ids, block, split * COLUMNS,
+                2, TOPK, INTERMEDIATE, COLUMNS, X, LAYOUT, True,
+            )  # fmt: skip
+        # Behind the last unit the ring is filled with what is surely cached.
+        after = gl.minimum(unit + 1, last - 1)
+        following = gl.where(after > unit, first_record(expert_ids, after, TILES, SPLITS, SPAN), 0)
+
+        # What the end needs is asked for before the product.
+        thread = thread_numbers()
+        output = unit % TILES * (16 * gl.num_warps()) + thread // 32 * 16 + thread % 32 // 4
+        token = block * TOKENS + thread % 4 * 2
+        entry_0, entry_1 = gl.load(sorted_ids + token), gl.load(sorted_ids + token + 1)
+        if bias is not None:
+            biases = bias + gl.load(expert_ids + block).to(gl.int64) * HIDDEN + output
+            biased = gl.where(split == 0, HIDDEN, 0)
+            bias_0 = gl.load(biases, mask=output < biased, other=0.0)
+            bias_8 = gl.load(biases + 8, mask=output + 8 < biased, other=0.0)
+        if sorted_weights is not None:
+            share_0, share_1 = gl.load(sorted_weights + token), gl.load(sorted_weights + token + 1)
+
+        sums, ring = multiply_unit(ring, weight, record, following, x_address, SPAN, CHUNKS, RING)
+        sum_00, sum_01 = sums[0] * SUM_SCALE, sums[1] * SUM_SCALE
+        sum_80, sum_81 = sums[2] * SUM_SCALE, sums[3] * SUM_SCALE
+        if bias is not None:
+            sum_00, sum_01, sum_80, sum_81 = sum_00 + bias_0, sum_01 + bias_0, sum_80 + bias_8, sum_81 + bias_8
+        if sorted_weights is not None:
+            sum_00, sum_01, sum_80, sum_81 = sum_00 * share_0, sum_01 * share_1, sum_80 * share_0, sum_81 * share_1
+        partial = out + split.to(gl.int64) * M * (TOPK * HIDDEN)
+        _store(partial, sum_00, sum_80, entry_0, output, HIDDEN, TOPK)
+        _store(partial, sum_01, sum_81, entry_1, output, HIDDEN, TOPK)
+        record = following
+    shared._keep_alive()
+
+
+@gluon.jit
+def _store(out, value, value_8, entry, output, HIDDEN: gl.constexpr, TOPK: gl.constexpr):
+    """Two values a thread to columns `output` and `output` + 8 of row token*k+slot of `entry` of sorted_ids."""
+    slot = entry.to(gl.uint32, bitcast=True) >> 24
+    row = (entry & 0xFFFFFF).to(gl.int64) * TOPK + slot.to(gl.int64)
+    places = out + row * HIDDEN + output
+    gl.store(places, value, mask=(output < HIDDEN) & (slot != TOPK))
+    gl.store(places + 8, value_8, mask=(output + 8 < HIDDEN) & (slot != TOPK))
+
+
+def arguments(params: Params) -> list[tuple[str, str]]:
+    """Operands of docs/program.md; x is dense."""
+    return [x_argument(params), *decode_arguments(params), ("out", "*fp32")]
+
+
+def constants(params: Params) -> dict[str, Any]:
+    stream, splits = Stream(params["hidden"], params["intermediate"], params["num_warps"]), params["splits"]
+    return {
+        **absent(OPTIONAL, arguments(params)),
+        **decode_constants(params, stream, splits),
+        "SPLITS": splits,
+        "SPAN": stream.records // splits,
+    }
+
+
+DECODE_DOWN = Template(decode_down_kernel, arguments, constants)

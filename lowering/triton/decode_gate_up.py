@@ -1,0 +1,124 @@
+"""Template `decode_gate_up`: gate_up for sort blocks of 8 rows on sm_90, at the speed of the weights' memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from moeloom.runtime.pack_stream import Stream
+
+from .activation import gated
+from .decode_chunk import SUM_SCALE, TOKENS
+from .decode_params import decode_arguments, decode_constants, x_argument
+from .decode_stream import (
+    CHUNK_COLUMNS,
+    fill_ring,
+    first_record,
+    multiply_unit,
+    own_units,
+    thread_numbers,
+)
+from .decode_x import address_of, allocate_x, gather_x
+from .product_params import OPTIONAL, absent, activation_constants
+from .template import Params, Template
+
+
+@gluon.jit
+def decode_gate_up_kernel(
+    x,
+    x_stride,
+    x_scales,
+    sorted_ids,
+    expert_ids,
+    num_valid,
+    sorted_weights,
+    weight,
+    bias,
+    h,
+    M,
+    HIDDEN: gl.constexpr,
+    INTERMEDIATE: gl.constexpr,
+    TOPK: gl.constexpr,
+    X: gl.constexpr,
+    LAYOUT: gl.constexpr,
+    TILES: gl.constexpr,
+    RECORDS: gl.constexpr,
+    CHUNKS: gl.constexpr,
+    RING: gl.constexpr,
+    ACTIVATION: gl.constexpr,
+    ALPHA: gl.constexpr,
+    LIMIT: gl.constexpr,
+    ALIGNED: gl.constexpr,
+    TARGET: gl.constexpr,
+):
+    COLUMNS: gl.constexpr = RECORDS * CHUNKS * CHUNK_COLUMNS
+    first, last = own_units(num_valid, TILES)
+    if first >= last:
+        return
+    shared = allocate_x(COLUMNS)
+    x_address = address_of(shared)
+    record = first_record(expert_ids, first, TILES, 1, RECORDS)
+    ring = fill_ring(weight, record, CHUNKS, RING)
+    for unit in range(first, last):
+        block = unit // TILES
+        if (unit == first) | (unit % TILES == 0):
+            gather_x(
+                x_address, x, x_stride, x_scales, sorted_ids, block, 0,
+                1, TOPK, HIDDEN, COLUMNS, X, LAYOUT, ALIGNED,
+            )  # fmt: skip
+        # Behind the last unit the ring is filled with what is surely cached.
+        after = gl.minimum(unit + 1, last - 1)
+        following = gl.where(after > unit, first_record(expert_ids, after, TILES, 1, RECORDS), 0)
+
+        # What the end needs is asked for before the product.
+        thread = thread_numbers()
+        output = unit % TILES * (8 * gl.num_warps()) + thread // 32 * 8 + thread % 32 // 4
+        present = output < INTERMEDIATE
+        token = block * TOKENS + thread % 4 * 2
+        entry_0, entry_1 = gl.load(sorted_ids + token), gl.load(sorted_ids + token + 1)
+        if bias is not None:
+            biases = bias + gl.load(expert_ids + block).to(gl.int64) * (2 * INTERMEDIATE) + output
+            gate_bias = gl.load(biases, mask=present, other=0.0)
+            up_bias = gl.load(biases + INTERMEDIATE, mask=present, other=0.0)
+        if sorted_weights is not None:
+            share_0, share_1 = gl.load(sorted_weights + token), gl.load(sorted_weights + token + 1)
+
+        sums, ring = multiply_unit(ring, weight, record, following, x_address, RECORDS, CHUNKS, RING)
+        gate_0, gate_1 = sums[0] * SUM_SCALE, sums[1] * SUM_SCALE
+        up_0, up_1 = sums[2] * SUM_SCALE, sums[3] * SUM_SCALE
+        if sorted_weights is not None:
+            gate_0, gate_1, up_0, up_1 = gate_0 * share_0, gate_1 * share_1, up_0 * share_0, up_1 * share_1
+        if bias is not None:
+            gate_0, gate_1, up_0, up_1 = gate_0 + gate_bias, gate_1 + gate_bias, up_0 + up_bias, up_1 + up_bias
+        _store(h, gated(gate_0, up_0, ACTIVATION, ALPHA, LIMIT), entry_0, output, present, INTERMEDIATE, TOPK)
+        _store(h, gated(gate_1, up_1, ACTIVATION, ALPHA, LIMIT), entry_1, output, present, INTERMEDIATE, TOPK)
+        record = following
+    shared._keep_alive()
+
+
+@gluon.jit
+def _store(h, values, entry, output, present, INTERMEDIATE: gl.constexpr, TOPK: gl.constexpr):
+    """A value a thread to column `output` of row token*k+slot of `entry` of sorted_ids."""
+    slot = entry.to(gl.uint32, bitcast=True) >> 24
+    row = (entry & 0xFFFFFF).to(gl.int64) * TOPK + slot.to(gl.int64)
+    gl.store(h + row * INTERMEDIATE + output, values.to(gl.bfloat16), mask=present & (slot != TOPK))
+
+
+def arguments(params: Params) -> list[tuple[str, str]]:
+    """Operands of docs/program.md, x with its row stride."""
+    return [x_argument(params), ("x_stride", "i64"), *decode_arguments(params), ("h", "*bf16")]
+
+
+def constants(params: Params) -> dict[str, Any]:
+    stream = Stream(2 * params["intermediate"], params["hidden"], params["num_warps"])
+    return {
+        **absent(OPTIONAL, arguments(params)),
+        **decode_constants(params, stream, 1),
+        **activation_constants(params),
+        "RECORDS": stream.records,
+    }
+
+
+DECODE_GATE_UP = Template(decode_gate_up_kernel, arguments, constants)

@@ -1,0 +1,114 @@
+"""What the decode kernels share: units of work and the ring of weight chunks in registers.
+
+A unit is a sort block of 8 rows, a split of K and a tile of weight rows. Units are numbered in this order, tiles fastest,
+and a program takes a run of them: it reads memory from one end to the other and gathers x only where the block
+changes. The ring holds the next chunks of its warps across units and experts, so that loads never stop.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from .decode_chunk import TOKENS, chunk_assembly
+
+CHUNK_WORDS = gl.constexpr(128)
+"""i32 of a chunk."""
+CHUNK_COLUMNS = gl.constexpr(64)
+CHUNK_X_BYTES = gl.constexpr(1024)
+
+
+@gluon.constexpr_function
+def words_layout(warps):
+    """[threads, 4]: four words a lane, 16 bytes that lie together."""
+    return gl.BlockedLayout([1, 4], [32, 1], [warps, 1], [1, 0])
+
+
+@gluon.jit
+def thread_numbers():
+    """i32 [threads], one a thread."""
+    return gl.arange(0, 32 * gl.num_warps(), gl.BlockedLayout([1], [32], [gl.num_warps()], [0]))
+
+
+@gluon.jit
+def own_units(num_valid, PER_BLOCK: gl.constexpr):
+    """The first unit of this program and the one behind its last."""
+    units = (gl.load(num_valid) // TOKENS).to(gl.int64) * PER_BLOCK
+    program, programs = gl.program_id(0), gl.num_programs(0)
+    return (units * program // programs).to(gl.int32), (units * (program + 1) // programs).to(gl.int32)
+
+
+@gluon.jit
+def first_record(expert_ids, unit, TILES: gl.constexpr, SPLITS: gl.constexpr, SPAN: gl.constexpr):
+    """The number of a unit's first record in the stream. SPAN: records a unit."""
+    expert = gl.load(expert_ids + unit // (TILES * SPLITS))
+    return ((expert * TILES + unit % TILES) * SPLITS + unit // TILES % SPLITS) * SPAN
+
+
+@gluon.jit
+def load_chunk(stream, record, STEP: gl.constexpr, CHUNKS: gl.constexpr):
+    """i32 [threads, 4]: the STEP-th chunk of every warp from the start of record number `record`."""
+    layout: gl.constexpr = words_layout(gl.num_warps())
+    thread = gl.arange(0, 32 * gl.num_warps(), gl.SliceLayout(1, layout))
+    word = gl.arange(0, 4, gl.SliceLayout(0, layout))
+    places = thread[:, None] * 4 + word[None, :] + STEP * (gl.num_warps() * CHUNK_WORDS)
+    start = stream + record.to(gl.int64) * ((1 + CHUNKS) * gl.num_warps() * CHUNK_WORDS)
+    return gl.load(start + places, eviction_policy="evict_first")
+
+
+@gluon.jit
+def fill_ring(stream, record, CHUNKS: gl.constexpr, RING: gl.constexpr):
+    """The first RING chunks of a record."""
+    ring = (load_chunk(stream, record, 0, CHUNKS),)
+    for step in gl.static_range(1, RING):
+        ring = ring + (load_chunk(stream, record, step, CHUNKS),)
+    return ring
+
+
+@gluon.jit
+def zero_sums():
+    """Four f32 [threads]: rows r, r, r + 8, r + 8 of a fragment times tokens 2c, 2c + 1, 2c, 2c + 1, in lane 4r + c."""
+    zero = gl.full([32 * gl.num_warps()], 0.0, gl.float32, gl.BlockedLayout([1], [32], [gl.num_warps()], [0]))
+    return zero, zero, zero, zero
+
+
+@gluon.jit
+def multiply_chunk(sums, words, scales, x_lane, CHUNK: gl.constexpr):
+    """`sums` + chunk number CHUNK of a record times x. `x_lane` i32 [threads]: where a lane reads the record's x."""
+    form: gl.constexpr = sums[0].type
+    return gl.inline_asm(
+        chunk_assembly(CHUNK),
+        "=f,=f,=f,=f,0,1,2,3,r,r,r,r,r,r,r,r,r",
+        [sums[0], sums[1], sums[2], sums[3], words, scales, x_lane],
+        (form, form, form, form),
+        is_pure=False,
+    )
+
+
+@gluon.jit
+def multiply_record(sums, ring, stream, record, following, x_lane, CHUNKS: gl.constexpr, RING: gl.constexpr):
+    """`sums` + a record whose first RING chunks are in `ring`; refills it, at the end from record `following`."""
+    scales = ring[0]
+    for step in gl.static_range(0, CHUNKS + 1):
+        if step > 0:
+            sums = multiply_chunk(sums, ring[0], scales, x_lane, step - 1)
+        if step + RING <= CHUNKS:
+            fresh = load_chunk(stream, record, step + RING, CHUNKS)
+        else:
+            fresh = load_chunk(stream, following, step + RING - CHUNKS - 1, CHUNKS)
+        ring = ring[1:] + (fresh,)
+    return sums, ring
+
+
+@gluon.jit
+def multiply_unit(
+    ring, stream, record, following, x_address, SPAN: gl.constexpr, CHUNKS: gl.constexpr, RING: gl.constexpr
+):
+    """Sums of SPAN records from number `record`, and the ring: then filled from record `following`."""
+    sums = zero_sums()
+    x_lane = x_address + thread_numbers() % 32 * 16
+    for step in range(SPAN):
+        then = gl.where(step + 1 < SPAN, record + step + 1, following)
+        sums, ring = multiply_record(sums, ring, stream, record + step, then, x_lane, CHUNKS, RING)
+        x_lane += CHUNKS * CHUNK_X_BYTES
+    return sums, ring

@@ -1,0 +1,174 @@
+"""x of a sort block in shared memory, as the decode kernels read it.
+
+bf16 [K / 8][8 tokens][8 columns], times 2^32 (decode_chunk.py): what one `ldmatrix` of four 8x8 matrices reads lies
+together, so no bank is asked twice. Padding rows, and columns that only pad the last record, are 0.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from .decode_chunk import TOKENS
+from .numbers import GROUP
+from .products import F4
+from .scales import sorted_offset
+
+PIECE = gl.constexpr(8)
+"""Columns of a token that a thread moves at once: 16 bytes."""
+TWO_TO_32 = 0x4F804F80
+"""In both halves of a word, as bf16."""
+PIECE_BYTES = gl.constexpr(16)
+
+
+@gluon.constexpr_function
+def pieces_layout(warps, size):
+    """[threads, size]: `size` neighbours a thread."""
+    return gl.BlockedLayout([1, size], [32, 1], [warps, 1], [1, 0])
+
+
+@gluon.jit
+def allocate_x(COLUMNS: gl.constexpr):
+    """Shared memory for COLUMNS columns of a block."""
+    return gl.allocate_shared_memory(gl.int32, [COLUMNS // PIECE, 32], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+
+
+@gluon.jit
+def address_of(shared):
+    """The i32 address of shared memory; its holder keeps it alive."""
+    return gl.inline_asm("mov.b32 $0, $1;", "=r,r", [shared], gl.int32, is_pure=False)
+
+
+@gluon.jit
+def gather_x(
+    address,
+    x,
+    x_stride,
+    x_scales,
+    sorted_ids,
+    block,
+    first,
+    STAGE: gl.constexpr,
+    TOPK: gl.constexpr,
+    COLUMNS: gl.constexpr,
+    PADDED: gl.constexpr,
+    X: gl.constexpr,
+    LAYOUT: gl.constexpr,
+    ALIGNED: gl.constexpr,
+):
+    """Put PADDED columns of the rows of sort block `block`, from column `first` of COLUMNS, at `address`.
+
+    A thread moves pieces of one token: number thread % 8. Waits for the threads that still read what was there, and
+    for those that write. STAGE as in `source_rows`; ALIGNED: the rows of x lie on 16 bytes.
+    """
+    threads: gl.constexpr = 32 * gl.num_warps()
+    size: gl.constexpr = PIECE // 2 if X == F4 else PIECE  # bytes of codes, or elements
+    layout: gl.constexpr = pieces_layout(gl.num_warps(), size)
+    thread = gl.arange(0, threads, gl.SliceLayout(1, layout))
+    entry = gl.load(sorted_ids + block * TOKENS + thread % TOKENS)
+    slot, token = entry.to(gl.uint32, bitcast=True) >> 24, (entry & 0xFFFFFF).to(gl.int64)
+    row = token if STAGE == 1 else token * TOPK + slot.to(gl.int64)
+    live = slot != TOPK
+    gl.barrier()
+    if X == F4:
+        sorted_row = (block * TOKENS).to(gl.int64) + thread % TOKENS
+        _gather_codes(
+            address, x + row * x_stride, live, x_scales, sorted_row, first, thread, COLUMNS, PADDED, layout, LAYOUT
+        )
+    elif ALIGNED:
+        _gather_aligned(address, x + row * x_stride, live, first, thread, COLUMNS, PADDED)
+    else:
+        _gather_elements(address, x + row * x_stride, live, first, thread, COLUMNS, PADDED, layout)
+    gl.barrier()
+
+
+@gluon.constexpr_function
+def copy_piece(start):
+    """PTX: `start` columns on, 16 bytes from $1 to $0 past the registers; zeros from column $2 on, nothing from $3 on."""
+    return (
+        f"{{ .reg .pred here, there; .reg .b32 bytes; setp.gt.s32 there, $2, {start}; selp.b32 bytes, 16, 0, there;"
+        f"setp.gt.s32 here, $3, {start};"
+        f"@here cp.async.cg.shared.global [$0 + {16 * start}], [$1 + {2 * start}], 16, bytes; }}"
+    )
+
+
+@gluon.constexpr_function
+def scale_piece(start):
+    """PTX: the same 16 bytes at $0, times 2^32; nothing from column $1 on."""
+    values = [f"v{i}" for i in range(4)]
+    products = "".join(f"mul.rn.bf16x2 {value}, {value}, k;" for value in values)
+    return (
+        f"{{ .reg .b32 v<4>, k; .reg .pred here; setp.gt.s32 here, $1, {start}; mov.b32 k, {TWO_TO_32};"
+        f"@here ld.shared.v4.b32 {{{', '.join(values)}}}, [$0 + {16 * start}]; {products}"
+        f"@here st.shared.v4.b32 [$0 + {16 * start}], {{{', '.join(values)}}}; }}"
+    )
+
+
+@gluon.jit
+def _gather_aligned(address, rows, live, first, thread, COLUMNS: gl.constexpr, PADDED: gl.constexpr):
+    """Copies that all fly at once; then each thread scales what it brought."""
+    own = thread // TOKENS * PIECE
+    place = address + thread * PIECE_BYTES
+    held = gl.where(live, COLUMNS - first - own, 0)
+    for start in gl.static_range(0, PADDED, thread.shape[0]):
+        gl.inline_asm(copy_piece(start), "r,l,r,r", [place, rows + first + own, held, PADDED - own])
+    gl.inline_asm("cp.async.wait_all;")
+    for start in gl.static_range(0, PADDED, thread.shape[0]):
+        gl.inline_asm(scale_piece(start), "r,r", [place, PADDED - own])
+
+
+@gluon.jit
+def _gather_elements(
+    address, rows, live, first, thread, COLUMNS: gl.constexpr, PADDED: gl.constexpr, layout: gl.constexpr
+):
+    """Element by element, for rows anywhere in memory."""
+    for start in range(0, PADDED, thread.shape[0]):
+        column = start + thread // TOKENS * PIECE
+        columns = (first + column)[:, None] + gl.arange(0, PIECE, gl.SliceLayout(0, layout))[None, :]
+        values = gl.load(rows[:, None] + columns, mask=live[:, None] & (columns < COLUMNS), other=0.0)
+        gl.inline_asm(
+            "{ .reg .b32 v<4>, k; .reg .pred p; setp.lt.s32 p, $1, $2; mov.b32 k, 0x4f804f80;"
+            "mov.b32 v0, {$3, $4}; mov.b32 v1, {$5, $6}; mov.b32 v2, {$7, $8}; mov.b32 v3, {$9, $10};"
+            "mul.rn.bf16x2 v0, v0, k; mul.rn.bf16x2 v1, v1, k; mul.rn.bf16x2 v2, v2, k; mul.rn.bf16x2 v3, v3, k;"
+            "@p st.shared.v4.b32 [$0], {v0, v1, v2, v3}; }",
+            "r,r,r,h,h,h,h,h,h,h,h",
+            [address + (start + thread) * PIECE_BYTES, column, PADDED, values.to(gl.int16, bitcast=True)],
+        )
+
+
+@gluon.jit
+def _gather_codes(
+    address,
+    rows,
+    live,
+    x_scales,
+    sorted_row,
+    first,
+    thread,
+    COLUMNS: gl.constexpr,
+    PADDED: gl.constexpr,
+    layout: gl.constexpr,
+    LAYOUT: gl.constexpr,
+):
+    """Four bytes of codes and their scale become eight bf16, exactly: e2m1 times a power of two."""
+    groups: gl.constexpr = COLUMNS // GROUP
+    width: gl.constexpr = (groups + 7) // 8 * 8 if LAYOUT == "tiled_32x8" else groups
+    for start in gl.static_range(0, PADDED, thread.shape[0]):
+        column = start + thread // TOKENS * PIECE
+        inside = live & (first + column < COLUMNS)
+        places = ((first + column) // 2)[:, None] + gl.arange(0, PIECE // 2, gl.SliceLayout(0, layout))[None, :]
+        byte = gl.load(rows[:, None] + places, mask=inside[:, None], other=0).to(gl.int32)
+        scale = gl.load(
+            x_scales + sorted_offset(sorted_row, (first + column) // GROUP, width, LAYOUT), mask=inside, other=0
+        ).to(gl.int32)
+        # Both codes of a byte as bf16 / 2^126; then times 2^126, and 2^(scale - 127 + 32).
+        pairs = (byte & 0x07) << 6 | (byte & 0x08) << 12 | (byte & 0x70) << 18 | (byte & 0x80) << 24
+        exponent = gl.where(scale == 255, 0x7FC0, gl.minimum(scale + 32, 255) << 7)
+        gl.inline_asm(
+            "{ .reg .b32 v<4>, k; .reg .pred p; setp.lt.s32 p, $2, $3; mov.b32 k, 0x7e807e80;"
+            "mul.rn.bf16x2 v0, $4, k; mul.rn.bf16x2 v1, $5, k; mul.rn.bf16x2 v2, $6, k; mul.rn.bf16x2 v3, $7, k;"
+            "mul.rn.bf16x2 v0, v0, $1; mul.rn.bf16x2 v1, v1, $1; mul.rn.bf16x2 v2, v2, $1; mul.rn.bf16x2 v3, v3, $1;"
+            "@p st.shared.v4.b32 [$0], {v0, v1, v2, v3}; }",
+            "r,r,r,r,r,r,r,r",
+            [address + (start + thread) * PIECE_BYTES, exponent | exponent << 16, column, PADDED, pairs],
+        )
