@@ -22,7 +22,7 @@ import moeloom
 from moeloom.measure import medians
 from moeloom.runtime.executable import Executable
 
-EXPERTS, TOPK = 32, 4
+TOPK = 4
 ROWS = (4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 CALLS = 50
 """Calls in a graph, so that its launch is nothing beside them."""
@@ -30,7 +30,7 @@ KINDS = ("sort", "fused", "split")
 DYNAMIC = "tensor<?x"
 
 
-def program(columns: int, stage: int, topk: int) -> str:
+def program(columns: int, stage: int, topk: int, experts: int, block: int) -> str:
     """A function of one quantise and sort site."""
     x, codes = f"{DYNAMIC}{columns}xbf16>", f"{DYNAMIC}{columns}xf4E2M1FN>"
     scales, groups = f"{DYNAMIC}{columns // 32}xf8E8M0FNU>", -(-columns // 256) * 8
@@ -38,7 +38,7 @@ def program(columns: int, stage: int, topk: int) -> str:
     return f"""
 func.func @site(%x: {x} {{moe.input = "x"}}, %ids: {ids} {{moe.input = "ids"}}, %w: {weights} {{moe.input = "weights"}})
     -> ({codes}, {sorted_scales}) {{
-  %s, %sw, %e, %n = "moe.sort_tokens"(%ids, %w) {{experts = {EXPERTS} : i64, block = 32 : i64,
+  %s, %sw, %e, %n = "moe.sort_tokens"(%ids, %w) {{experts = {experts} : i64, block = {block} : i64,
     operandSegmentSizes = array<i32: 1, 1, 0, 0>}} : ({ids}, {weights})
     -> (tensor<?xi32>, tensor<?xf32>, tensor<?xi32>, tensor<2xi32>)
   %codes, %scales = "moe.quant"(%x) {{kind = "per_1x32", scale_mode = "even"}} : ({x}) -> ({codes}, {scales})
@@ -49,13 +49,13 @@ func.func @site(%x: {x} {{moe.input = "x"}}, %ids: {ids} {{moe.input = "ids"}}, 
 """
 
 
-def sort_alone(topk: int) -> str:
+def sort_alone(topk: int, experts: int, block: int) -> str:
     """The same token sort without a site."""
     ids, weights = f"{DYNAMIC}{topk}xi32>", f"{DYNAMIC}{topk}xf32>"
     return f"""
 func.func @site(%ids: {ids} {{moe.input = "ids"}}, %w: {weights} {{moe.input = "weights"}})
     -> (tensor<?xi32>, tensor<2xi32>) {{
-  %s, %sw, %e, %n = "moe.sort_tokens"(%ids, %w) {{experts = {EXPERTS} : i64, block = 32 : i64,
+  %s, %sw, %e, %n = "moe.sort_tokens"(%ids, %w) {{experts = {experts} : i64, block = {block} : i64,
     operandSegmentSizes = array<i32: 1, 1, 0, 0>}} : ({ids}, {weights})
     -> (tensor<?xi32>, tensor<?xf32>, tensor<?xi32>, tensor<2xi32>)
   return %s, %n : tensor<?xi32>, tensor<2xi32>
@@ -63,13 +63,14 @@ func.func @site(%ids: {ids} {{moe.input = "ids"}}, %w: {weights} {{moe.input = "
 """
 
 
-def compile_programs(folder: Path, target: str, columns: int, stage: int) -> None:
+def compile_programs(folder: Path, target: str, columns: int, stage: int, experts: int, block: int) -> None:
     """The artifacts of one stage."""
     topk = TOPK if stage == 1 else 1
     for kind in KINDS:
         source = folder / f"{kind}.mlir"
-        source.write_text(sort_alone(topk) if kind == "sort" else program(columns, stage, topk))
-        fusion = "auto" if kind == "sort" else kind
+        alone = kind == "sort"
+        source.write_text(sort_alone(topk, experts, block) if alone else program(columns, stage, topk, experts, block))
+        fusion = "auto" if alone else kind
         artifact = folder / name(columns, stage, kind)
         moeloom.compile(source, artifact, targets=[target], fusion=fusion, overwrite=True)
 
@@ -100,18 +101,18 @@ def timed(exe: Executable, inputs: tuple[Tensor, ...]) -> tuple[Callable[[int], 
     return replay, CALLS
 
 
-def measure(folder: Path, device: str, columns: int, stage: int, threads: int | None) -> None:
+def measure(folder: Path, device: str, columns: int, stage: int, experts: int, threads: int | None) -> None:
     """Print one row for each number of routed rows."""
     topk = TOPK if stage == 1 else 1
     loaded = [moeloom.load(folder / name(columns, stage, kind), device, threads=threads) for kind in KINDS]
     for exe in loaded:
         exe.prepare(max(ROWS))
-    print(f"\nstage {stage}, H = {columns}, k = {topk}, E = {EXPERTS}\n")
+    print(f"\nstage {stage}, H = {columns}, k = {topk}, E = {experts}\n")
     print("| routed rows | M | sort us | fused us | split us | fused / split |\n|---|---|---|---|---|---|")
     for rows in ROWS:
         tokens = max(1, rows // topk)
         x = torch.randn(tokens, columns, dtype=torch.bfloat16)
-        ids = torch.stack([torch.randperm(EXPERTS)[:topk] for _ in range(tokens)]).int()
+        ids = torch.stack([torch.randperm(experts)[:topk] for _ in range(tokens)]).int()
         x, ids, weights = (t.to(device) for t in (x, ids, torch.rand(tokens, topk)))
         codes = [exe(x, ids, weights)[0] for exe in loaded[1:]]
         if not torch.equal(*codes):
@@ -126,12 +127,20 @@ def measure(folder: Path, device: str, columns: int, stage: int, threads: int | 
 
 @click.command(help=__doc__)
 @click.option("--columns", default=(2880,), multiple=True, show_default=True, help="H; may be given again.")
+@click.option("--experts", default=32, show_default=True, help="E.")
+@click.option("--block", default=32, show_default=True, help="Rows of a sort block.")
 @click.option("--threads", default=None, type=int, help="Threads of all programs on the CPU [default: all].")
 @click.option("--target", default="cpu", show_default=True, help="Target to compile for.")
 @click.option("--artifacts", default=None, type=Path, help="Folder to keep artifacts in [default: a temporary one].")
 @click.option("--compile", "only_compile", is_flag=True, help="Compile into --artifacts and stop.")
 def main(
-    columns: tuple[int, ...], threads: int | None, target: str, artifacts: Path | None, only_compile: bool
+    columns: tuple[int, ...],
+    experts: int,
+    block: int,
+    threads: int | None,
+    target: str,
+    artifacts: Path | None,
+    only_compile: bool,
 ) -> None:
     device = "cpu" if target == "cpu" else "cuda"
     with tempfile.TemporaryDirectory() as temporary:
@@ -140,9 +149,9 @@ def main(
         for width in columns:
             for stage in (1, 2):
                 if only_compile or artifacts is None:
-                    compile_programs(folder, target, width, stage)
+                    compile_programs(folder, target, width, stage, experts, block)
                 if not only_compile:
-                    measure(folder, device, width, stage, threads)
+                    measure(folder, device, width, stage, experts, threads)
 
 
 if __name__ == "__main__":
