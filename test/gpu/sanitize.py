@@ -1,0 +1,34 @@
+"""Calls every entry of small artifacts a few times, for compute-sanitizer to watch; nothing is compared.
+
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck python test/gpu/sanitize.py DIRECTORY/small
+
+Without torch's cache every tensor is an allocation of its own, so that a step out of it is seen.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from moeloom.check import inputs_of
+from moeloom.runtime.executable import load
+
+TOKENS = (1, 5, 64, 300)
+
+
+def main(folder: Path) -> None:
+    for path in sorted(folder.glob("*.moel")):
+        with load(path, "cuda", verify="fast") as executable:
+            for name in executable.entries:
+                for m in TOKENS:
+                    inputs = inputs_of(executable, name, m, m)
+                    if "x" in inputs:
+                        memory = torch.empty(m, inputs["x"].shape[1] + 1, dtype=inputs["x"].dtype, device="cuda")
+                        odd = memory[:, 1:].copy_(inputs["x"])
+                        executable[name](**(inputs | {"x": odd}))
+                    executable[name](**inputs)
+        print(path.stem)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
