@@ -75,9 +75,7 @@ def chunk_assembly(chunk):
     ]
     for half in (0, 1):
         regs = ", ".join(f"b{4 * half + i}" for i in range(4))
-        lines.append(
-            f"ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{{regs}}}, [$16 + {1024 * chunk + 512 * half}];"
-        )
+        lines.append(f"ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{{regs}}}, [$16 + {1024 * chunk + 512 * half}];")
     for group in (0, 1):
         lines += _multiply([f"${8 + 2 * group}", f"${9 + 2 * group}"], group)
         # Bytes: row r of both groups, row r + 8 of both groups.

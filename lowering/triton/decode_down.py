@@ -18,6 +18,7 @@ from .decode_stream import (
     multiply_unit,
     own_units,
     thread_numbers,
+    threads_layout,
 )
 from .decode_x import address_of, allocate_x, gather_x
 from .product_params import OPTIONAL, absent
@@ -47,11 +48,12 @@ def decode_down_kernel(
     SPAN: gl.constexpr,
     CHUNKS: gl.constexpr,
     RING: gl.constexpr,
+    PROGRAMS: gl.constexpr,
     TARGET: gl.constexpr,
 ):
     COLUMNS: gl.constexpr = SPAN * CHUNKS * CHUNK_COLUMNS
     ROW: gl.constexpr = INTERMEDIATE // 2 if X == F4 else INTERMEDIATE
-    first, last = own_units(num_valid, SPLITS * TILES)
+    first, last = own_units(num_valid, SPLITS * TILES, PROGRAMS)
     if first >= last:
         return
     shared = allocate_x(COLUMNS)
@@ -72,7 +74,7 @@ def decode_down_kernel(
         following = gl.where(after > unit, first_record(expert_ids, after, TILES, SPLITS, SPAN), 0)
 
         # What the end needs is asked for before the product.
-        thread = thread_numbers()
+        thread = thread_numbers(threads_layout(gl.num_warps()))
         output = unit % TILES * (16 * gl.num_warps()) + thread // 32 * 16 + thread % 32 // 4
         token = block * TOKENS + thread % 4 * 2
         entry_0, entry_1 = gl.load(sorted_ids + token), gl.load(sorted_ids + token + 1)

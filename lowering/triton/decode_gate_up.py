@@ -19,6 +19,7 @@ from .decode_stream import (
     multiply_unit,
     own_units,
     thread_numbers,
+    threads_layout,
 )
 from .decode_x import address_of, allocate_x, gather_x
 from .product_params import OPTIONAL, absent, activation_constants
@@ -47,6 +48,7 @@ def decode_gate_up_kernel(
     RECORDS: gl.constexpr,
     CHUNKS: gl.constexpr,
     RING: gl.constexpr,
+    PROGRAMS: gl.constexpr,
     ACTIVATION: gl.constexpr,
     ALPHA: gl.constexpr,
     LIMIT: gl.constexpr,
@@ -54,7 +56,7 @@ def decode_gate_up_kernel(
     TARGET: gl.constexpr,
 ):
     COLUMNS: gl.constexpr = RECORDS * CHUNKS * CHUNK_COLUMNS
-    first, last = own_units(num_valid, TILES)
+    first, last = own_units(num_valid, TILES, PROGRAMS)
     if first >= last:
         return
     shared = allocate_x(COLUMNS)
@@ -73,7 +75,7 @@ def decode_gate_up_kernel(
         following = gl.where(after > unit, first_record(expert_ids, after, TILES, 1, RECORDS), 0)
 
         # What the end needs is asked for before the product.
-        thread = thread_numbers()
+        thread = thread_numbers(threads_layout(gl.num_warps()))
         output = unit % TILES * (8 * gl.num_warps()) + thread // 32 * 8 + thread % 32 // 4
         present = output < INTERMEDIATE
         token = block * TOKENS + thread % 4 * 2

@@ -30,7 +30,7 @@ def decode_constants(params: Params, stream: Stream, splits: int) -> dict[str, A
         )
     if stream.records % splits:
         raise CompileError(f"{stream.records} records of weights cannot be split {splits} times; choose a divisor")
-    named = ("hidden", "intermediate", "topk", "x", "layout")
+    named = ("hidden", "intermediate", "topk", "x", "layout", "programs")
     sizes = {"TILES": stream.tiles, "CHUNKS": stream.chunks, "RING": min(params["ring"], 1 + stream.chunks)}
     return {**{name.upper(): params[name] for name in named}, **sizes}
 

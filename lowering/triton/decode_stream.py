@@ -24,18 +24,27 @@ def words_layout(warps):
     return gl.BlockedLayout([1, 4], [32, 1], [warps, 1], [1, 0])
 
 
-@gluon.jit
-def thread_numbers():
-    """i32 [threads], one a thread."""
-    return gl.arange(0, 32 * gl.num_warps(), gl.BlockedLayout([1], [32], [gl.num_warps()], [0]))
+@gluon.constexpr_function
+def threads_layout(warps):
+    """[threads]: one value a thread."""
+    return gl.BlockedLayout([1], [32], [warps], [0])
 
 
 @gluon.jit
-def own_units(num_valid, PER_BLOCK: gl.constexpr):
+def thread_numbers(layout: gl.constexpr):
+    """i32 [threads], one a thread. Asked for anew at each call, or what follows from them would fill registers."""
+    kind: gl.constexpr = gl.distributed_type(gl.int32, [32 * gl.num_warps()], layout)
+    return gl.inline_asm("mov.u32 $0, %tid.x;", "=r", [], kind, is_pure=False)
+
+
+@gluon.jit
+def own_units(num_valid, PER_BLOCK: gl.constexpr, PROGRAMS: gl.constexpr):
     """The first unit of this program and the one behind its last."""
-    units = (gl.load(num_valid) // TOKENS).to(gl.int64) * PER_BLOCK
-    program, programs = gl.program_id(0), gl.num_programs(0)
-    return (units * program // programs).to(gl.int32), (units * (program + 1) // programs).to(gl.int32)
+    units = gl.load(num_valid) // TOKENS * PER_BLOCK
+    share, rest = units // PROGRAMS, units % PROGRAMS
+    program = gl.program_id(0)
+    first = program * share + gl.minimum(program, rest)
+    return first, first + share + (program < rest).to(gl.int32)
 
 
 @gluon.jit
@@ -68,7 +77,7 @@ def fill_ring(stream, record, CHUNKS: gl.constexpr, RING: gl.constexpr):
 @gluon.jit
 def zero_sums():
     """Four f32 [threads]: rows r, r, r + 8, r + 8 of a fragment times tokens 2c, 2c + 1, 2c, 2c + 1, in lane 4r + c."""
-    zero = gl.full([32 * gl.num_warps()], 0.0, gl.float32, gl.BlockedLayout([1], [32], [gl.num_warps()], [0]))
+    zero = gl.full([32 * gl.num_warps()], 0.0, gl.float32, threads_layout(gl.num_warps()))
     return zero, zero, zero, zero
 
 
@@ -106,7 +115,7 @@ def multiply_unit(
 ):
     """Sums of SPAN records from number `record`, and the ring: then filled from record `following`."""
     sums = zero_sums()
-    x_lane = x_address + thread_numbers() % 32 * 16
+    x_lane = x_address + thread_numbers(threads_layout(gl.num_warps())) % 32 * 16
     for step in range(SPAN):
         then = gl.where(step + 1 < SPAN, record + step + 1, following)
         sums, ring = multiply_record(sums, ring, stream, record + step, then, x_lane, CHUNKS, RING)
