@@ -63,7 +63,7 @@ def _gpu(name: TargetName, table: Sequence[Tile]) -> Target:
         decode=Plan(block=16),
         prefill=Plan(block=64),
         decode_rows=16,
-        sort_tokens=1024,
+        sort_tokens=256,
         weight_layout="row_major",
         architecture=ARCHITECTURES[name],
         tiles=table,

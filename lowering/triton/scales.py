@@ -109,11 +109,15 @@ def quant_sort_kernel(
     if row // BLOCK_ROWS * BLOCK_ROWS < used:
         group = tile % column_tiles * GROUPS
         source, live = source_rows(sorted_ids, row, used, ROWS, STAGE, TOPK)
-        # Padding reads as zeros, whose scale byte is the 0 it must have.
-        values = load_groups(x, x_stride, source, live, group, COLUMNS, GROUPS)
-        packed, byte = quantise(values, SCALE_MODE, TARGET)
-        store_codes(codes, packed, source, live, group, COLUMNS, GROUPS)
-        store_scales(sorted_scales, byte, row, group, WIDTH, LAYOUT)
+        # Most rows of a decode step's sort blocks are padding: a tile of it costs a store of zeros, nothing else.
+        if tl.max(live.to(tl.int32), 0) > 0:
+            # Padding among live rows reads as zeros, whose scale byte is the 0 it must have.
+            values = load_groups(x, x_stride, source, live, group, COLUMNS, GROUPS)
+            packed, byte = quantise(values, SCALE_MODE, TARGET)
+            store_codes(codes, packed, source, live, group, COLUMNS, GROUPS)
+            store_scales(sorted_scales, byte, row, group, WIDTH, LAYOUT)
+        else:
+            store_scales(sorted_scales, tl.zeros([ROWS, GROUPS], tl.uint8), row, group, WIDTH, LAYOUT)
 
 
 def _sort_constants(params: Params, columns: int) -> dict[str, Any]:

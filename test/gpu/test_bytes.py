@@ -10,6 +10,7 @@ from moeloom.check import UNDEFINED, experts_of
 from moeloom.replay import Replay
 from moeloom.runtime.executable import Executable, load
 
+CODES = 0
 LARGE = (100, 127, 256, 257, 1000, 1025, 4099)
 SPECIAL = torch.tensor([0x0001, 0x8001, 0x7F80, 0xFF80, 0x7FC0, 0x8000, 0x007F, 0x7F7F, 0x0080], dtype=torch.int32)
 """Of bf16: subnormals, infinities, NaN, -0, the largest and the least normal number."""
@@ -62,6 +63,8 @@ def test_bytes_of_a_site(pair: tuple[Executable, Executable]) -> None:
         expected = Replay(cpu, name).run({"x": x, "ids": ids, "weights": weights})
         rows = int(expected[-1][0])
         for number, (one, other, wanted) in enumerate(zip(on_gpu, on_cpu, expected, strict=True)):
+            if number == CODES:  # the payload of a token without an expert is undefined
+                one, other, wanted = (codes[(ids >= 0).any(1)] for codes in (one, other, wanted))
             one, other = (defined(tensor, wanted, rows) for tensor in (one, other))
             assert torch.equal(one, other), f"result {number} differs from the CPU's at M = {m}"
             assert torch.equal(one, defined(wanted, wanted, rows)), f"result {number} is not the reference's at M = {m}"

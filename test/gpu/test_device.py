@@ -48,15 +48,23 @@ def test_trace_agrees_with_the_program(gpu: Executable) -> None:
 
 @pytest.mark.parametrize(("before", "after", "first"), [(0, 0, 1), (1, 0, 0), (3, 4, 0), (8, 8, 0), (3, 4, 3)])
 def test_any_stride_and_alignment(gpu: Executable, layer: str, before: int, after: int, first: int) -> None:
-    """x of `before + width + after` elements a row, from element `first` of its memory on."""
+    """x of `before + width + after` elements a row, from element `first` of its memory on.
+
+    The router is left out: its product is a library's, whose sums depend on alignment.
+    """
     for m in (1, 2, 17, 65):
-        x = inputs_of(gpu, layer, m, m)["x"]
+        inputs = inputs_of(gpu, f"{layer}.experts", m, m)
+        x = inputs.pop("x")
         width = x.shape[1]
         memory = torch.full((first + m * (before + width + after),), torch.nan, dtype=x.dtype, device=x.device)
         odd = memory[first:].view(m, -1)[:, before : before + width].copy_(x)
         out = torch.full((m * width + 1,), torch.nan, dtype=x.dtype, device=x.device)[1:].view(m, width)
-        # Code for any alignment may add up in another order; what it quantises has the same bytes (test_bytes.py).
-        assert relative_l2(gpu[layer](odd, out=out), gpu[layer](x)) < 1e-3
+        gpu[f"{layer}.experts"](odd, out=out, **inputs)
+        wanted = gpu[f"{layer}.experts"](x, **inputs)
+        if gpu.manifest.raw["options"]["activations"] == "mxfp4":
+            assert torch.equal(out, wanted)
+        else:
+            assert relative_l2(out, wanted) < 1e-3  # another variant of the code may add up in another order
 
 
 def test_replays_of_a_graph(gpu: Executable, layer: str) -> None:
@@ -77,9 +85,11 @@ def test_replays_of_a_graph(gpu: Executable, layer: str) -> None:
             out.fill_(torch.nan)
             graph.replay()
             results.append(out.clone())
-        assert torch.equal(*results)
-        assert torch.equal(results[0], gpu[layer](x, live))
-        assert not results[0][tokens:].any()
+        called = gpu[layer](x, live)
+        assert torch.equal(results[0][:tokens], results[1][:tokens])
+        assert torch.equal(results[0][:tokens], called[:tokens])
+        # Shared experts are no part of the routing: they see padding too.
+        assert gpu.manifest.raw["model"].get("n_shared_experts") or not results[0][tokens:].any()
         if tokens:
             assert relative_l2(results[0][:tokens], gpu[layer](x[:tokens].contiguous())) < 1e-3
 
