@@ -1,4 +1,4 @@
-"""Packed weights of the decode kernels: payload and scales of an expert in one stream, in the order they are multiplied.
+"""Packed weights of the decode kernels: payload and scales of an expert in one stream, in the order of their use.
 
 Plain torch, on any device. A stream is what `mma.m16n8k16` reads as its A operand, weights being the M side:
 

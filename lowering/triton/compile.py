@@ -97,8 +97,6 @@ def source(template: Template, params: Params, architecture: Architecture, unkno
     function, names = template.function.__name__, list(template.function.arg_names)
     arguments = dict([*template.arguments(params), ("M", "i32")])
     constants = template.constants(params) | {"TARGET": architecture.name}
-    if "ALIGNED" in names:
-        constants["ALIGNED"] = not unknown
     if foreign := sorted(constants.keys() - set(names)):
         raise CompileError(f"{function} has no parameter {', '.join(foreign)}; its template sets one")
     # Triton passes arguments in the function's order, whatever the signature's.

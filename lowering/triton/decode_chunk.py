@@ -20,7 +20,7 @@ SUM_SCALE = gl.constexpr(2.0**30)
 """A finished sum times this is the product."""
 
 SIGNS, MAGNITUDES, SCALE = 0x80008000, 0x01C001C0, 0x7F800000
-# Of a word (two halves of 16 bits), the shifts that bring sign and magnitude of each pair to their places; negative: right.
+# The shifts that bring sign and magnitude of each pair of a word to their places; negative: to the right.
 SIGN_SHIFTS, MAGNITUDE_SHIFTS = (0, 3, 1, 2), (0, 3, -3, 6)
 AND_OR = 0xEA  # lop3: (a & b) | c
 

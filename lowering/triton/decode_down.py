@@ -13,6 +13,7 @@ from .decode_chunk import SUM_SCALE, TOKENS
 from .decode_params import decode_arguments, decode_constants, x_argument
 from .decode_stream import (
     CHUNK_COLUMNS,
+    expert_of,
     fill_ring,
     first_record,
     multiply_unit,
@@ -58,7 +59,11 @@ def decode_down_kernel(
         return
     shared = allocate_x(COLUMNS)
     x_address = address_of(shared)
-    record = first_record(expert_ids, first, TILES, SPLITS, SPAN)
+    expert, next_expert = (
+        expert_of(expert_ids, first, last, SPLITS * TILES),
+        expert_of(expert_ids, first + 1, last, SPLITS * TILES),
+    )
+    record = first_record(expert, first, last, TILES, SPLITS, SPAN)
     ring = fill_ring(weight, record, CHUNKS, RING)
     for unit in range(first, last):
         part = unit // TILES
@@ -67,11 +72,10 @@ def decode_down_kernel(
         if (unit == first) | (unit % TILES == 0):
             gather_x(
                 x_address, x, ROW, x_scales, sorted_ids, block, split * COLUMNS,
-                2, TOPK, INTERMEDIATE, COLUMNS, X, LAYOUT, True,
+                2, TOPK, INTERMEDIATE, COLUMNS, X, LAYOUT,
             )  # fmt: skip
-        # Behind the last unit the ring is filled with what is surely cached.
-        after = gl.minimum(unit + 1, last - 1)
-        following = gl.where(after > unit, first_record(expert_ids, after, TILES, SPLITS, SPAN), 0)
+        following = first_record(next_expert, unit + 1, last, TILES, SPLITS, SPAN)
+        later_expert = expert_of(expert_ids, unit + 2, last, SPLITS * TILES)  # so early that nobody waits for it
 
         # What the end needs is asked for before the product.
         thread = thread_numbers(threads_layout(gl.num_warps()))
@@ -79,7 +83,7 @@ def decode_down_kernel(
         token = block * TOKENS + thread % 4 * 2
         entry_0, entry_1 = gl.load(sorted_ids + token), gl.load(sorted_ids + token + 1)
         if bias is not None:
-            biases = bias + gl.load(expert_ids + block).to(gl.int64) * HIDDEN + output
+            biases = bias + expert.to(gl.int64) * HIDDEN + output
             biased = gl.where(split == 0, HIDDEN, 0)
             bias_0 = gl.load(biases, mask=output < biased, other=0.0)
             bias_8 = gl.load(biases + 8, mask=output + 8 < biased, other=0.0)
@@ -96,7 +100,7 @@ def decode_down_kernel(
         partial = out + split.to(gl.int64) * M * (TOPK * HIDDEN)
         _store(partial, sum_00, sum_80, entry_0, output, HIDDEN, TOPK)
         _store(partial, sum_01, sum_81, entry_1, output, HIDDEN, TOPK)
-        record = following
+        record, expert, next_expert = following, next_expert, later_expert
     shared._keep_alive()
 
 

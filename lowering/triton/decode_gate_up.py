@@ -14,6 +14,7 @@ from .decode_chunk import SUM_SCALE, TOKENS
 from .decode_params import decode_arguments, decode_constants, x_argument
 from .decode_stream import (
     CHUNK_COLUMNS,
+    expert_of,
     fill_ring,
     first_record,
     multiply_unit,
@@ -52,7 +53,6 @@ def decode_gate_up_kernel(
     ACTIVATION: gl.constexpr,
     ALPHA: gl.constexpr,
     LIMIT: gl.constexpr,
-    ALIGNED: gl.constexpr,
     TARGET: gl.constexpr,
 ):
     COLUMNS: gl.constexpr = RECORDS * CHUNKS * CHUNK_COLUMNS
@@ -61,18 +61,18 @@ def decode_gate_up_kernel(
         return
     shared = allocate_x(COLUMNS)
     x_address = address_of(shared)
-    record = first_record(expert_ids, first, TILES, 1, RECORDS)
+    expert, next_expert = expert_of(expert_ids, first, last, TILES), expert_of(expert_ids, first + 1, last, TILES)
+    record = first_record(expert, first, last, TILES, 1, RECORDS)
     ring = fill_ring(weight, record, CHUNKS, RING)
     for unit in range(first, last):
         block = unit // TILES
         if (unit == first) | (unit % TILES == 0):
             gather_x(
                 x_address, x, x_stride, x_scales, sorted_ids, block, 0,
-                1, TOPK, HIDDEN, COLUMNS, X, LAYOUT, ALIGNED,
+                1, TOPK, HIDDEN, COLUMNS, X, LAYOUT,
             )  # fmt: skip
-        # Behind the last unit the ring is filled with what is surely cached.
-        after = gl.minimum(unit + 1, last - 1)
-        following = gl.where(after > unit, first_record(expert_ids, after, TILES, 1, RECORDS), 0)
+        following = first_record(next_expert, unit + 1, last, TILES, 1, RECORDS)
+        later_expert = expert_of(expert_ids, unit + 2, last, TILES)  # so early that nobody waits for it
 
         # What the end needs is asked for before the product.
         thread = thread_numbers(threads_layout(gl.num_warps()))
@@ -81,7 +81,7 @@ def decode_gate_up_kernel(
         token = block * TOKENS + thread % 4 * 2
         entry_0, entry_1 = gl.load(sorted_ids + token), gl.load(sorted_ids + token + 1)
         if bias is not None:
-            biases = bias + gl.load(expert_ids + block).to(gl.int64) * (2 * INTERMEDIATE) + output
+            biases = bias + expert.to(gl.int64) * (2 * INTERMEDIATE) + output
             gate_bias = gl.load(biases, mask=present, other=0.0)
             up_bias = gl.load(biases + INTERMEDIATE, mask=present, other=0.0)
         if sorted_weights is not None:
@@ -96,7 +96,7 @@ def decode_gate_up_kernel(
             gate_0, gate_1, up_0, up_1 = gate_0 + gate_bias, gate_1 + gate_bias, up_0 + up_bias, up_1 + up_bias
         _store(h, gated(gate_0, up_0, ACTIVATION, ALPHA, LIMIT), entry_0, output, present, INTERMEDIATE, TOPK)
         _store(h, gated(gate_1, up_1, ACTIVATION, ALPHA, LIMIT), entry_1, output, present, INTERMEDIATE, TOPK)
-        record = following
+        record, expert, next_expert = following, next_expert, later_expert
     shared._keep_alive()
 
 

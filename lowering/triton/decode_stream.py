@@ -1,8 +1,8 @@
 """What the decode kernels share: units of work and the ring of weight chunks in registers.
 
-A unit is a sort block of 8 rows, a split of K and a tile of weight rows. Units are numbered in this order, tiles fastest,
-and a program takes a run of them: it reads memory from one end to the other and gathers x only where the block
-changes. The ring holds the next chunks of its warps across units and experts, so that loads never stop.
+A unit is a sort block of 8 rows, a split of K and a tile of weight rows. Units are numbered in this order, tiles
+fastest, and a program takes a run of them: it reads memory from one end to the other and gathers x only where the
+block changes. The ring holds the next chunks of its warps across units and experts, so that loads never stop.
 """
 
 from __future__ import annotations
@@ -48,10 +48,16 @@ def own_units(num_valid, PER_BLOCK: gl.constexpr, PROGRAMS: gl.constexpr):
 
 
 @gluon.jit
-def first_record(expert_ids, unit, TILES: gl.constexpr, SPLITS: gl.constexpr, SPAN: gl.constexpr):
-    """The number of a unit's first record in the stream. SPAN: records a unit."""
-    expert = gl.load(expert_ids + unit // (TILES * SPLITS))
-    return ((expert * TILES + unit % TILES) * SPLITS + unit // TILES % SPLITS) * SPAN
+def expert_of(expert_ids, unit, last, PER_BLOCK: gl.constexpr):
+    """The expert of a unit, or of the last one behind it."""
+    return gl.load(expert_ids + gl.minimum(unit, last - 1) // PER_BLOCK)
+
+
+@gluon.jit
+def first_record(expert, unit, last, TILES: gl.constexpr, SPLITS: gl.constexpr, SPAN: gl.constexpr):
+    """The number of a unit's first record in the stream. SPAN: records a unit. Behind the last unit 0: it is cached."""
+    record = ((expert * TILES + unit % TILES) * SPLITS + unit // TILES % SPLITS) * SPAN
+    return gl.where(unit < last, record, 0)
 
 
 @gluon.jit
@@ -70,7 +76,8 @@ def fill_ring(stream, record, CHUNKS: gl.constexpr, RING: gl.constexpr):
     """The first RING chunks of a record."""
     ring = (load_chunk(stream, record, 0, CHUNKS),)
     for step in gl.static_range(1, RING):
-        ring = ring + (load_chunk(stream, record, step, CHUNKS),)
+        fresh = (load_chunk(stream, record, step, CHUNKS),)
+        ring = ring + fresh
     return ring
 
 
@@ -102,10 +109,10 @@ def multiply_record(sums, ring, stream, record, following, x_lane, CHUNKS: gl.co
         if step > 0:
             sums = multiply_chunk(sums, ring[0], scales, x_lane, step - 1)
         if step + RING <= CHUNKS:
-            fresh = load_chunk(stream, record, step + RING, CHUNKS)
+            fresh = (load_chunk(stream, record, step + RING, CHUNKS),)
         else:
-            fresh = load_chunk(stream, following, step + RING - CHUNKS - 1, CHUNKS)
-        ring = ring[1:] + (fresh,)
+            fresh = (load_chunk(stream, following, step + RING - CHUNKS - 1, CHUNKS),)
+        ring = ring[1:] + fresh
     return sums, ring
 
 

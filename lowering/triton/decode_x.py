@@ -18,8 +18,6 @@ from .scales import sorted_offset
 PIECE = gl.constexpr(8)
 """Columns of a token that a thread moves at once: 16 bytes."""
 PIECE_BYTES = gl.constexpr(16)
-UNROLLED = gl.constexpr(2)
-"""Pieces of a thread in flight, where it waits for them: enough to hide most of it, few enough for the ring."""
 
 
 @gluon.constexpr_function
@@ -41,12 +39,6 @@ def address_of(shared):
 
 
 @gluon.jit
-def _loop_end(END: gl.constexpr):
-    """END, which LLVM does not see: unrolled, the loops over x would take the registers of the ring."""
-    return gl.inline_asm("mov.b32 $0, $1;", "=r,n", [END], gl.int32, is_pure=False)
-
-
-@gluon.jit
 def gather_x(
     address,
     x,
@@ -61,12 +53,11 @@ def gather_x(
     PADDED: gl.constexpr,
     X: gl.constexpr,
     LAYOUT: gl.constexpr,
-    ALIGNED: gl.constexpr,
 ):
     """Put PADDED columns of the rows of sort block `block`, from column `first` of COLUMNS, at `address`.
 
     A thread moves pieces of one token: number thread % 8. Waits for the threads that still read what was there, and
-    for those that write. STAGE as in `source_rows`; ALIGNED: the rows of x lie on 16 bytes.
+    for those that write. STAGE as in `source_rows`.
     """
     size: gl.constexpr = PIECE // 2 if X == F4 else PIECE  # bytes of codes, or elements
     layout: gl.constexpr = pieces_layout(gl.num_warps(), size)
@@ -81,59 +72,31 @@ def gather_x(
         _gather_codes(
             address, x + row * x_stride, live, x_scales, sorted_row, first, thread, COLUMNS, PADDED, layout, LAYOUT
         )
-    elif ALIGNED:
-        _gather_aligned(address, x + row * x_stride, live, first, thread, COLUMNS, PADDED)
     else:
-        _gather_elements(address, x + row * x_stride, live, first, thread, COLUMNS, PADDED, layout)
+        _gather_bf16(address, x + row * x_stride, live, first, thread, COLUMNS, PADDED, layout)
     gl.barrier()
 
 
 @gluon.jit
-def _gather_aligned(address, rows, live, first, thread, COLUMNS: gl.constexpr, PADDED: gl.constexpr):
-    """Copies past the registers that all fly at once; then each thread scales what it brought."""
-    end = _loop_end(PADDED)
-    own = thread // TOKENS * PIECE
-    place = address + thread * PIECE_BYTES
-    source = rows + first + own
-    held = gl.where(live, COLUMNS - first - own, 0)
-    for start in range(0, end, thread.shape[0]):
-        gl.inline_asm(
-            "{ .reg .pred here, there; .reg .b32 bytes; setp.gt.s32 here, $3, 0; setp.gt.s32 there, $2, 0;"
-            "selp.b32 bytes, 16, 0, there; @here cp.async.cg.shared.global [$0], [$1], 16, bytes; }",
-            "r,l,r,r",
-            [place + start * 2 * TOKENS, source + start, held - start, PADDED - own - start],
-        )
-    gl.inline_asm("cp.async.wait_all;")
-    for several in range(0, end, UNROLLED * thread.shape[0]):
-        for step in gl.static_range(UNROLLED):
-            start = several + step * thread.shape[0]
-            gl.inline_asm(
-                "{ .reg .b32 v<4>, k; .reg .pred here; setp.gt.s32 here, $1, 0; mov.b32 k, 0x4f804f80;"
-                "@here ld.shared.v4.b32 {v0, v1, v2, v3}, [$0];"
-                "mul.rn.bf16x2 v0, v0, k; mul.rn.bf16x2 v1, v1, k; mul.rn.bf16x2 v2, v2, k; mul.rn.bf16x2 v3, v3, k;"
-                "@here st.shared.v4.b32 [$0], {v0, v1, v2, v3}; }",
-                "r,r",
-                [place + start * 2 * TOKENS, PADDED - own - start],
-            )
-
-
-@gluon.jit
-def _gather_elements(
-    address, rows, live, first, thread, COLUMNS: gl.constexpr, PADDED: gl.constexpr, layout: gl.constexpr
-):
-    """Element by element, for rows anywhere in memory."""
-    end = _loop_end(PADDED)
-    for start in range(0, end, thread.shape[0]):
+def _gather_bf16(address, rows, live, first, thread, COLUMNS: gl.constexpr, PADDED: gl.constexpr, layout: gl.constexpr):
+    """Eight elements become as many, times 2^32."""
+    for start in gl.static_range(0, PADDED, thread.shape[0]):
         column = start + thread // TOKENS * PIECE
-        columns = (first + column)[:, None] + gl.arange(0, PIECE, gl.SliceLayout(0, layout))[None, :]
-        values = gl.load(rows[:, None] + columns, mask=live[:, None] & (columns < COLUMNS), other=0.0)
+        inside = live & (first + column < COLUMNS)  # whole pieces: COLUMNS is a multiple of 32
+        places = (first + column)[:, None] + gl.arange(0, PIECE, gl.SliceLayout(0, layout))[None, :]
+        values = gl.load(rows[:, None] + places, mask=inside[:, None], other=0.0)
         gl.inline_asm(
             "{ .reg .b32 v<4>, k; .reg .pred p; setp.lt.s32 p, $1, $2; mov.b32 k, 0x4f804f80;"
             "mov.b32 v0, {$3, $4}; mov.b32 v1, {$5, $6}; mov.b32 v2, {$7, $8}; mov.b32 v3, {$9, $10};"
             "mul.rn.bf16x2 v0, v0, k; mul.rn.bf16x2 v1, v1, k; mul.rn.bf16x2 v2, v2, k; mul.rn.bf16x2 v3, v3, k;"
             "@p st.shared.v4.b32 [$0], {v0, v1, v2, v3}; }",
             "r,r,r,h,h,h,h,h,h,h,h",
-            [address + thread * PIECE_BYTES + start * 2 * TOKENS, column, PADDED, values.to(gl.int16, bitcast=True)],
+            [
+                address + thread * PIECE_BYTES + start * 2 * TOKENS,
+                column,
+                PADDED,
+                values.to(gl.int16, bitcast=True),
+            ],
         )
 
 
@@ -152,27 +115,25 @@ def _gather_codes(
     LAYOUT: gl.constexpr,
 ):
     """Four bytes of codes and their scale become eight bf16, exactly: e2m1 times a power of two."""
-    end = _loop_end(PADDED)
     groups: gl.constexpr = COLUMNS // GROUP
     width: gl.constexpr = (groups + 7) // 8 * 8 if LAYOUT == "tiled_32x8" else groups
-    for several in range(0, end, 2 * UNROLLED * thread.shape[0]):
-        for step in gl.static_range(2 * UNROLLED):
-            start = several + step * thread.shape[0]
-            column = start + thread // TOKENS * PIECE
-            inside = live & (first + column < COLUMNS)
-            places = ((first + column) // 2)[:, None] + gl.arange(0, PIECE // 2, gl.SliceLayout(0, layout))[None, :]
-            byte = gl.load(rows[:, None] + places, mask=inside[:, None], other=0).to(gl.int32)
-            scale = gl.load(
-                x_scales + sorted_offset(sorted_row, (first + column) // GROUP, width, LAYOUT), mask=inside, other=0
-            ).to(gl.int32)
-            # Both codes of a byte as bf16 / 2^126; then times 2^126, and 2^(scale - 127 + 32).
-            pairs = (byte & 0x07) << 6 | (byte & 0x08) << 12 | (byte & 0x70) << 18 | (byte & 0x80) << 24
-            exponent = gl.where(scale == 255, 0x7FC0, gl.minimum(scale + 32, 255) << 7)
-            gl.inline_asm(
-                "{ .reg .b32 v<4>, k; .reg .pred p; setp.lt.s32 p, $2, $3; mov.b32 k, 0x7e807e80;"
-                "mul.rn.bf16x2 v0, $4, k; mul.rn.bf16x2 v1, $5, k; mul.rn.bf16x2 v2, $6, k; mul.rn.bf16x2 v3, $7, k;"
-                "mul.rn.bf16x2 v0, v0, $1; mul.rn.bf16x2 v1, v1, $1; mul.rn.bf16x2 v2, v2, $1; mul.rn.bf16x2 v3, v3, $1;"
-                "@p st.shared.v4.b32 [$0], {v0, v1, v2, v3}; }",
-                "r,r,r,r,r,r,r,r",
-                [address + thread * PIECE_BYTES + start * 2 * TOKENS, exponent | exponent << 16, column, PADDED, pairs],
-            )
+    for start in gl.static_range(0, PADDED, thread.shape[0]):
+        column = start + thread // TOKENS * PIECE
+        inside = live & (first + column < COLUMNS)
+        places = ((first + column) // 2)[:, None] + gl.arange(0, PIECE // 2, gl.SliceLayout(0, layout))[None, :]
+        byte = gl.load(rows[:, None] + places, mask=inside[:, None], other=0).to(gl.int32)
+        scale = gl.load(
+            x_scales + sorted_offset(sorted_row, (first + column) // GROUP, width, LAYOUT), mask=inside, other=0
+        ).to(gl.int32)
+        # Both codes of a byte as bf16 / 2^126; then times 2^126, and 2^(scale - 127 + 32).
+        pairs = (byte & 0x07) << 6 | (byte & 0x08) << 12 | (byte & 0x70) << 18 | (byte & 0x80) << 24
+        exponent = gl.where(scale == 255, 0x7FC0, gl.minimum(scale + 32, 255) << 7)
+        gl.inline_asm(
+            "{ .reg .b32 v<4>, k; .reg .pred p; setp.lt.s32 p, $2, $3; mov.b32 k, 0x7e807e80;"
+            "mul.rn.bf16x2 v0, $4, k; mul.rn.bf16x2 v1, $5, k; mul.rn.bf16x2 v2, $6, k; mul.rn.bf16x2 v3, $7, k;"
+            "mul.rn.bf16x2 v0, v0, $1; mul.rn.bf16x2 v1, v1, $1;"
+            "mul.rn.bf16x2 v2, v2, $1; mul.rn.bf16x2 v3, v3, $1;"
+            "@p st.shared.v4.b32 [$0], {v0, v1, v2, v3}; }",
+            "r,r,r,r,r,r,r,r",
+            [address + thread * PIECE_BYTES + start * 2 * TOKENS, exponent | exponent << 16, column, PADDED, pairs],
+        )

@@ -19,9 +19,8 @@ class Template:
 
     `arguments(params)` lists (parameter, Triton type) of what is passed at a launch, in the order of the ABI: operands, a
     stride right after its pointer, then results. `constants(params)` gives every other parameter of the function except
-    `M`, `TARGET` and `ALIGNED`; an operand that is absent is None there. `TARGET` is the architecture's name ("gfx950",
-    "gfx942", "sm_90"), "" under the interpreter. A function may have `ALIGNED`: whether every pointer and stride of this
-    variant is a multiple of 16. A param `maxnreg` caps the registers of a thread.
+    `M` and `TARGET`; an operand that is absent is None there. `TARGET` is the architecture's name ("gfx950", "gfx942",
+    "sm_90"), "" under the interpreter. A param `maxnreg` caps the registers of a thread.
     """
 
     function: Any
