@@ -100,6 +100,7 @@ def quant_sort_kernel(
     LAYOUT: tl.constexpr,
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
+    STEP: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
     column_tiles: tl.constexpr = (WIDTH + GROUPS - 1) // GROUPS
@@ -108,16 +109,18 @@ def quant_sort_kernel(
     used = tl.load(num_valid)
     if row // BLOCK_ROWS * BLOCK_ROWS < used:
         group = tile % column_tiles * GROUPS
-        source, live = source_rows(sorted_ids, row, used, ROWS, STAGE, TOPK)
-        # Most rows of a decode step's sort blocks are padding: a tile of it costs a store of zeros, nothing else.
-        if tl.max(live.to(tl.int32), 0) > 0:
-            # Padding among live rows reads as zeros, whose scale byte is the 0 it must have.
-            values = load_groups(x, x_stride, source, live, group, COLUMNS, GROUPS)
-            packed, byte = quantise(values, SCALE_MODE, TARGET)
-            store_codes(codes, packed, source, live, group, COLUMNS, GROUPS)
-            store_scales(sorted_scales, byte, row, group, WIDTH, LAYOUT)
-        else:
-            store_scales(sorted_scales, tl.zeros([ROWS, GROUPS], tl.uint8), row, group, WIDTH, LAYOUT)
+        for part in tl.static_range(0, ROWS, STEP):
+            first = row + part
+            source, live = source_rows(sorted_ids, first, used, STEP, STAGE, TOPK)
+            # Most rows of a decode step's sort blocks are padding, which costs a store of zeros and nothing else.
+            if tl.max(live.to(tl.int32), 0) > 0:
+                # Padding among live rows reads as zeros, whose scale byte is the 0 it must have.
+                values = load_groups(x, x_stride, source, live, group, COLUMNS, GROUPS)
+                packed, byte = quantise(values, SCALE_MODE, TARGET)
+                store_codes(codes, packed, source, live, group, COLUMNS, GROUPS)
+                store_scales(sorted_scales, byte, first, group, WIDTH, LAYOUT)
+            else:
+                store_scales(sorted_scales, tl.zeros([STEP, GROUPS], tl.uint8), first, group, WIDTH, LAYOUT)
 
 
 def _sort_constants(params: Params, columns: int) -> dict[str, Any]:
@@ -162,6 +165,7 @@ def _quant_sort_constants(params: Params) -> dict[str, Any]:
     return _sort_constants(params, params["columns"] // GROUP.value) | {
         "SCALE_MODE": params["scale_mode"],
         "ROWS": params["rows"],
+        "STEP": params["step"],
         "GROUPS": params["groups"],
     }
 
@@ -169,4 +173,5 @@ def _quant_sort_constants(params: Params) -> dict[str, Any]:
 SORT_SCALES = Template(sort_scales_kernel, _sort_scales_arguments, _sort_scales_constants)
 """Params: columns (C), stage, topk, layout."""
 QUANT_SORT = Template(quant_sort_kernel, _quant_sort_arguments, _quant_sort_constants)
-"""Params: columns (H), x, scale_mode, stage, topk, layout, rows (a power of two up to 32), groups (a power of two)."""
+"""Params: columns (H), x, scale_mode, stage, topk, layout, rows (a power of two up to 32), step (rows encoded at once,
+a divisor of rows), groups (a power of two)."""

@@ -85,13 +85,16 @@ class Kernels:
         self.run("sort_scales", params, operands, [out], len(scales), blocks(sorted_ids, num_valid))
         return out
 
-    def quant_sort(self, x, sorted_ids, num_valid, stage, topk, layout="tiled_32x8", mode="even", rows=32, groups=8):
+    def quant_sort(
+        self, x, sorted_ids, num_valid, stage, topk, layout="tiled_32x8", mode="even", rows=32, step=8, groups=8
+    ):
         codes, out = (
             self.result(len(x), x.shape[1] // 2),
             self.result(*sorted_shape(sorted_ids, x.shape[1] // 32, layout)),
         )
         params = {"columns": x.shape[1], "x": {torch.bfloat16: "bf16", torch.float16: "f16"}[x.dtype]}
-        params |= {"scale_mode": mode, "stage": stage, "topk": topk, "layout": layout, "rows": rows, "groups": groups}
+        params |= {"scale_mode": mode, "stage": stage, "topk": topk, "layout": layout}
+        params |= {"rows": rows, "step": min(rows, step), "groups": groups}
         tiles = blocks(sorted_ids, num_valid) * 32 // rows * -(-out.shape[1] // groups)
         self.run("quant_sort", params, [(x, x.stride(0)), sorted_ids, num_valid], [codes, out], len(x), tiles)
         return codes, out
