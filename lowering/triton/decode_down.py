@@ -59,11 +59,8 @@ def decode_down_kernel(
         return
     shared = allocate_x(COLUMNS)
     x_address = address_of(shared)
-    expert, next_expert = (
-        expert_of(expert_ids, first, last, SPLITS * TILES),
-        expert_of(expert_ids, first + 1, last, SPLITS * TILES),
-    )
-    record = first_record(expert, first, last, TILES, SPLITS, SPAN)
+    next_expert = expert_of(expert_ids, first + 1, last, SPLITS * TILES)
+    record = first_record(expert_of(expert_ids, first, last, SPLITS * TILES), first, last, TILES, SPLITS, SPAN)
     ring = fill_ring(weight, record, CHUNKS, RING)
     for unit in range(first, last):
         part = unit // TILES
@@ -78,11 +75,11 @@ def decode_down_kernel(
         later_expert = expert_of(expert_ids, unit + 2, last, SPLITS * TILES)  # so early that nobody waits for it
 
         # What the end needs is asked for before the product.
-        thread = thread_numbers(threads_layout(gl.num_warps()))
-        output = unit % TILES * (16 * gl.num_warps()) + thread // 32 * 16 + thread % 32 // 4
-        token = block * TOKENS + thread % 4 * 2
+        output = _own_output(unit, TILES)
+        token = block * TOKENS + thread_numbers(threads_layout(gl.num_warps())) % 4 * 2
         entry_0, entry_1 = gl.load(sorted_ids + token), gl.load(sorted_ids + token + 1)
         if bias is not None:
+            expert = record // (TILES * SPLITS * SPAN)
             biases = bias + expert.to(gl.int64) * HIDDEN + output
             biased = gl.where(split == 0, HIDDEN, 0)
             bias_0 = gl.load(biases, mask=output < biased, other=0.0)
@@ -97,11 +94,19 @@ def decode_down_kernel(
             sum_00, sum_01, sum_80, sum_81 = sum_00 + bias_0, sum_01 + bias_0, sum_80 + bias_8, sum_81 + bias_8
         if sorted_weights is not None:
             sum_00, sum_01, sum_80, sum_81 = sum_00 * share_0, sum_01 * share_1, sum_80 * share_0, sum_81 * share_1
+        output = _own_output(unit, TILES)
         partial = out + split.to(gl.int64) * M * (TOPK * HIDDEN)
         _store(partial, sum_00, sum_80, entry_0, output, HIDDEN, TOPK)
         _store(partial, sum_01, sum_81, entry_1, output, HIDDEN, TOPK)
-        record, expert, next_expert = following, next_expert, later_expert
+        record, next_expert = following, later_expert
     shared._keep_alive()
+
+
+@gluon.jit
+def _own_output(unit, TILES: gl.constexpr):
+    """The first of the two outputs of this thread. Made anew after the product: a register less during it."""
+    thread = thread_numbers(threads_layout(gl.num_warps()))
+    return unit % TILES * (16 * gl.num_warps()) + thread // 32 * 16 + thread % 32 // 4
 
 
 @gluon.jit

@@ -61,8 +61,8 @@ def decode_gate_up_kernel(
         return
     shared = allocate_x(COLUMNS)
     x_address = address_of(shared)
-    expert, next_expert = expert_of(expert_ids, first, last, TILES), expert_of(expert_ids, first + 1, last, TILES)
-    record = first_record(expert, first, last, TILES, 1, RECORDS)
+    next_expert = expert_of(expert_ids, first + 1, last, TILES)
+    record = first_record(expert_of(expert_ids, first, last, TILES), first, last, TILES, 1, RECORDS)
     ring = fill_ring(weight, record, CHUNKS, RING)
     for unit in range(first, last):
         block = unit // TILES
@@ -75,12 +75,12 @@ def decode_gate_up_kernel(
         later_expert = expert_of(expert_ids, unit + 2, last, TILES)  # so early that nobody waits for it
 
         # What the end needs is asked for before the product.
-        thread = thread_numbers(threads_layout(gl.num_warps()))
-        output = unit % TILES * (8 * gl.num_warps()) + thread // 32 * 8 + thread % 32 // 4
+        output = _own_output(unit, TILES)
         present = output < INTERMEDIATE
-        token = block * TOKENS + thread % 4 * 2
+        token = block * TOKENS + thread_numbers(threads_layout(gl.num_warps())) % 4 * 2
         entry_0, entry_1 = gl.load(sorted_ids + token), gl.load(sorted_ids + token + 1)
         if bias is not None:
+            expert = record // (TILES * RECORDS)
             biases = bias + expert.to(gl.int64) * (2 * INTERMEDIATE) + output
             gate_bias = gl.load(biases, mask=present, other=0.0)
             up_bias = gl.load(biases + INTERMEDIATE, mask=present, other=0.0)
@@ -94,18 +94,27 @@ def decode_gate_up_kernel(
             gate_0, gate_1, up_0, up_1 = gate_0 * share_0, gate_1 * share_1, up_0 * share_0, up_1 * share_1
         if bias is not None:
             gate_0, gate_1, up_0, up_1 = gate_0 + gate_bias, gate_1 + gate_bias, up_0 + up_bias, up_1 + up_bias
-        _store(h, gated(gate_0, up_0, ACTIVATION, ALPHA, LIMIT), entry_0, output, present, INTERMEDIATE, TOPK)
-        _store(h, gated(gate_1, up_1, ACTIVATION, ALPHA, LIMIT), entry_1, output, present, INTERMEDIATE, TOPK)
-        record, expert, next_expert = following, next_expert, later_expert
+        output = _own_output(unit, TILES)
+        _store(h, gated(gate_0, up_0, ACTIVATION, ALPHA, LIMIT), entry_0, output, INTERMEDIATE, TOPK)
+        _store(h, gated(gate_1, up_1, ACTIVATION, ALPHA, LIMIT), entry_1, output, INTERMEDIATE, TOPK)
+        record, next_expert = following, later_expert
     shared._keep_alive()
 
 
 @gluon.jit
-def _store(h, values, entry, output, present, INTERMEDIATE: gl.constexpr, TOPK: gl.constexpr):
+def _own_output(unit, TILES: gl.constexpr):
+    """The output whose gate and up this thread has. Made anew after the product: a register less during it."""
+    thread = thread_numbers(threads_layout(gl.num_warps()))
+    return unit % TILES * (8 * gl.num_warps()) + thread // 32 * 8 + thread % 32 // 4
+
+
+@gluon.jit
+def _store(h, values, entry, output, INTERMEDIATE: gl.constexpr, TOPK: gl.constexpr):
     """A value a thread to column `output` of row token*k+slot of `entry` of sorted_ids."""
     slot = entry.to(gl.uint32, bitcast=True) >> 24
     row = (entry & 0xFFFFFF).to(gl.int64) * TOPK + slot.to(gl.int64)
-    gl.store(h + row * INTERMEDIATE + output, values.to(gl.bfloat16), mask=present & (slot != TOPK))
+    mask = (output < INTERMEDIATE) & (slot != TOPK)
+    gl.store(h + row * INTERMEDIATE + output, values.to(gl.bfloat16), mask=mask)
 
 
 def arguments(params: Params) -> list[tuple[str, str]]:

@@ -34,7 +34,8 @@ def threads_layout(warps):
 def thread_numbers(layout: gl.constexpr):
     """i32 [threads], one a thread. Asked for anew at each call, or what follows from them would fill registers."""
     kind: gl.constexpr = gl.distributed_type(gl.int32, [32 * gl.num_warps()], layout)
-    return gl.inline_asm("mov.u32 $0, %tid.x;", "=r", [], kind, is_pure=False)
+    thread = gl.inline_asm("mov.u32 $0, %tid.x;", "=r", [], kind, is_pure=False)
+    return thread & (32 * gl.num_warps() - 1)  # which changes nothing, but tells the range
 
 
 @gluon.jit

@@ -122,9 +122,9 @@ def _gather_codes(
         inside = live & (first + column < COLUMNS)
         places = ((first + column) // 2)[:, None] + gl.arange(0, PIECE // 2, gl.SliceLayout(0, layout))[None, :]
         byte = gl.load(rows[:, None] + places, mask=inside[:, None], other=0).to(gl.int32)
-        scale = gl.load(
-            x_scales + sorted_offset(sorted_row, (first + column) // GROUP, width, LAYOUT), mask=inside, other=0
-        ).to(gl.int32)
+        group = first // GROUP + start // GROUP + thread // (TOKENS * GROUP // PIECE)
+        places = sorted_offset(sorted_row, group, width, LAYOUT)
+        scale = gl.load(x_scales + places, mask=inside, other=0).to(gl.int32)
         # Both codes of a byte as bf16 / 2^126; then times 2^126, and 2^(scale - 127 + 32).
         pairs = (byte & 0x07) << 6 | (byte & 0x08) << 12 | (byte & 0x70) << 18 | (byte & 0x80) << 24
         exponent = gl.where(scale == 255, 0x7FC0, gl.minimum(scale + 32, 255) << 7)

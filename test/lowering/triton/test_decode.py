@@ -1,0 +1,135 @@
+"""The decode kernels for sm_90, judged by their code. benchmarks/decode_products.py runs them on a GPU."""
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import triton
+
+from moeloom.lowering.triton import build
+from moeloom.lowering.triton.architecture import ARCHITECTURES
+from moeloom.lowering.triton.compile import CODE, FACTS
+from moeloom.lowering.triton.templates import TEMPLATES
+from moeloom.lowering.workers import CompileError
+
+DISASSEMBLER = Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
+SM = 132
+GPT_OSS = {
+    "hidden": 2880,
+    "intermediate": 2880,
+    "topk": 4,
+    "block": 8,
+    "x": "bf16",
+    "layout": "none",
+    "has_bias": True,
+    "has_weights": False,
+    "activation": "swiglu",
+    "alpha": 1.702,
+    "limit": 7.0,
+    "requantize": "none",
+    "num_stages": 1,
+    "ring": 8,
+    "maxnreg": 128,
+    "programs": 2 * SM,
+    "num_warps": 8,
+}
+DOWN = GPT_OSS | {"has_weights": True, "num_warps": 4, "programs": 4 * SM}
+A4 = {"x": "f4E2M1FN", "layout": "tiled_32x8"}
+CHUNKS = 15  # a record of 2880 columns
+MMAS = 4  # a chunk
+KERNELS = {
+    "gate_up": ("decode_gate_up", GPT_OSS),
+    "gate_up_a4": ("decode_gate_up", GPT_OSS | A4),
+    "down": ("decode_down", DOWN | {"splits": 1}),
+    "down_split": ("decode_down", DOWN | {"splits": 3}),
+    "down_a4": ("decode_down", DOWN | A4 | {"splits": 3}),
+    "small": ("decode_gate_up", GPT_OSS | {"hidden": 96, "intermediate": 32, "num_warps": 4, "has_bias": False}),
+}
+STREAMING = tuple(name for name in KERNELS if name != "small")
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory) -> dict[str, dict[int, Path]]:
+    kernels = {name: {"template": template, "params": params} for name, (template, params) in KERNELS.items()}
+    cache = tmp_path_factory.mktemp("cache")
+    return build.compile_kernels(kernels, ARCHITECTURES["sm_90"], cache, lambda *_: None, {"gate_up": (0, 1)})
+
+
+def instructions(folder: Path) -> list[str]:
+    """The machine code in order."""
+    listing = subprocess.run([DISASSEMBLER, "-c", folder / CODE], capture_output=True, text=True, check=True).stdout
+    return re.findall(r"^ +/\*[0-9a-f]{4,}\*/ +([^;]+);", listing, re.MULTILINE)
+
+
+def record_loop(code: list[str]) -> list[str]:
+    """The instructions of the loop over records, or of the units where there is one a unit: first MMA to its jump."""
+    products = [place for place, text in enumerate(code) if text.startswith("HMMA")]
+    end = next(place for place in range(products[-1], len(code)) if "BRA" in code[place])
+    return code[products[0] : end]
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_keeps_everything_in_registers(compiled, name):
+    facts = json.loads((compiled[name][16] / FACTS).read_text())
+    assert (facts["spills"], facts["stack"]) == (0, 0)
+    assert facts["registers"] <= 128
+    assert not [text for text in instructions(compiled[name][16]) if text.startswith(("LDL", "STL"))]
+
+
+def test_the_unaligned_variant_keeps_its_products_in_registers(compiled):
+    """It has an address for each element of x; what it spills while it gathers it does not touch between products."""
+    loop = record_loop(instructions(compiled["gate_up"][1]))
+    assert not [text for text in loop if text.startswith(("LDL", "STL"))]
+
+
+@pytest.mark.parametrize("name", STREAMING)
+def test_multiplies_a_chunk_in_few_instructions(compiled, name):
+    loop = record_loop(instructions(compiled[name][16]))
+    assert sum(text.startswith("HMMA.16816.F32.BF16") for text in loop) == CHUNKS * MMAS
+    fragments = [text for text in loop if text.startswith(("LOP3", "IMAD.SHL", "SHF", "LDSM", "SHFL", "HMMA", "FFMA"))]
+    assert len(fragments) <= 70 * CHUNKS
+
+
+def first_use(loop: list[str], load: int) -> Iterator[str]:
+    """The instructions between a load and the first that reads what it brings."""
+    register = int(re.search(r"R(\d+)", loop[load])[1])
+    brought = re.compile(rf"\b(?:{'|'.join(f'R{register + i}' for i in range(4))})\b")
+    for text in loop[load + 1 :]:
+        if brought.search(text.partition(",")[2]):
+            return
+        yield text
+
+
+@pytest.mark.parametrize("name", STREAMING)
+def test_loads_run_far_ahead(compiled, name):
+    """Wide loads, and at least five chunks of products between a load and its use: ptxas must not sink them."""
+    loop = record_loop(instructions(compiled[name][16]))
+    loads = [place for place, text in enumerate(loop) if re.match(r"LDG\S*\.128 ", text)]
+    assert len(loads) >= CHUNKS - 2  # some come before the first product
+    for load in loads[: CHUNKS - 8]:
+        assert sum(text.startswith("HMMA") for text in first_use(loop, load)) >= 5 * MMAS
+
+
+def test_the_stream_is_one_operand():
+    types = dict(TEMPLATES["decode_gate_up"].arguments(GPT_OSS))
+    assert types["weight"] == "*i32"
+    assert "weight_scales" not in types
+    assert list(types) == [
+        "x", "x_stride", "sorted_ids", "expert_ids", "num_valid", "weight", "bias", "h",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("template", "changed", "message"),
+    [
+        ("decode_gate_up", {"block": 16}, "sort blocks of 8 rows"),
+        ("decode_gate_up", {"x": "f16"}, "not of 8 rows of f16: use gate_up and down"),
+        ("decode_down", {"splits": 2}, "3 records of weights cannot be split 2 times"),
+    ],
+)
+def test_refuses_what_it_cannot_do(template, changed, message):
+    with pytest.raises(CompileError, match=message):
+        TEMPLATES[template].constants(DOWN | changed)
