@@ -77,9 +77,15 @@ def fill_ring(stream, record, CHUNKS: gl.constexpr, RING: gl.constexpr):
     """The first RING chunks of a record."""
     ring = (load_chunk(stream, record, 0, CHUNKS),)
     for step in gl.static_range(1, RING):
-        fresh = (load_chunk(stream, record, step, CHUNKS),)
-        ring = ring + fresh
+        ring = _pushed(ring, load_chunk(stream, record, step, CHUNKS))
     return ring
+
+
+@gluon.jit
+def _pushed(ring, chunk):
+    """`ring` with one more chunk."""
+    last = (chunk,)
+    return ring + last
 
 
 @gluon.jit
@@ -110,10 +116,10 @@ def multiply_record(sums, ring, stream, record, following, x_lane, CHUNKS: gl.co
         if step > 0:
             sums = multiply_chunk(sums, ring[0], scales, x_lane, step - 1)
         if step + RING <= CHUNKS:
-            fresh = (load_chunk(stream, record, step + RING, CHUNKS),)
+            fresh = load_chunk(stream, record, step + RING, CHUNKS)
         else:
-            fresh = (load_chunk(stream, following, step + RING - CHUNKS - 1, CHUNKS),)
-        ring = ring[1:] + fresh
+            fresh = load_chunk(stream, following, step + RING - CHUNKS - 1, CHUNKS)
+        ring = _pushed(ring[1:], fresh)
     return sums, ring
 
 
