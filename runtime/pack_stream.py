@@ -21,7 +21,6 @@ each group of 32 columns: the e8m0 byte + 64, since the products are summed 2^-6
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -29,46 +28,13 @@ from torch import Tensor
 
 from moeloom.runtime.errors import ArtifactError
 from moeloom.runtime.reference import GROUP
+from moeloom.runtime.stream import FRAGMENT_ROWS, MOST_CHUNKS, Stream
 
-FRAGMENT_ROWS = 16
-CHUNK_COLUMNS = 64
-CHUNK_BYTES = 512
-MOST_CHUNKS = 16  # whose scales fill a chunk
 SCALE_OFFSET = 64
 LEAST_SCALE, GREATEST_SCALE = 64, 190  # e8m0 bytes; beyond them a scaled sum might leave f32
 SIGN_BITS = (15, 12, 14, 13)  # of the pairs 0..3
 MAGNITUDE_BITS = (6, 3, 9, 0)
 STEP_BYTES = 1 << 18  # of payload a step on a CPU: temporaries stay in the second-level cache
-
-
-@dataclass(frozen=True)
-class Stream:
-    """The sizes of the stream of a matrix [rows, columns] in tiles of `warps` * 16 rows."""
-
-    rows: int
-    columns: int
-    warps: int
-
-    @property
-    def tiles(self) -> int:
-        return -(-self.rows // (FRAGMENT_ROWS * self.warps))
-
-    @property
-    def records(self) -> int:
-        return -(-self.columns // (CHUNK_COLUMNS * MOST_CHUNKS))
-
-    @property
-    def chunks(self) -> int:
-        """Weight chunks a record: as even as can be, so that the last record is hardly padded."""
-        return -(-self.columns // (CHUNK_COLUMNS * self.records))
-
-    @property
-    def padded_columns(self) -> int:
-        return self.records * self.chunks * CHUNK_COLUMNS
-
-    @property
-    def shape(self) -> tuple[int, int, int, int, int]:
-        return (self.tiles, self.records, 1 + self.chunks, self.warps, CHUNK_BYTES)
 
 
 def pack_stream(codes: Tensor, scales: Tensor, rows: str, warps: int) -> Tensor:

@@ -21,6 +21,7 @@ ALLOWED = {
         "moeloom.runtime.artifact",
         "moeloom.runtime.pack",
         "moeloom.runtime.program",
+        "moeloom.runtime.stream",
     ),
     "runtime": (),
 }

@@ -7,7 +7,7 @@ from typing import Any
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from moeloom.runtime.pack_stream import Stream
+from moeloom.runtime.stream import Stream
 
 from .decode_chunk import SUM_SCALE, TOKENS
 from .decode_params import decode_arguments, decode_constants, x_argument

@@ -7,7 +7,7 @@ from typing import Any
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from moeloom.runtime.pack_stream import Stream
+from moeloom.runtime.stream import Stream
 
 from .activation import gated
 from .decode_chunk import SUM_SCALE, TOKENS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from moeloom.lowering.workers import CompileError
-from moeloom.runtime.pack_stream import Stream
+from moeloom.runtime.stream import Stream
 
 from .decode_chunk import TOKENS
 from .product_params import product_arguments

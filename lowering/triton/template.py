@@ -17,10 +17,10 @@ POINTERS = {"bf16": "*bf16", "f16": "*fp16", "f32": "*fp32", "f4E2M1FN": "*u8"}
 class Template:
     """A `@triton.jit` or `@gluon.jit` function and its binding.
 
-    `arguments(params)` lists (parameter, Triton type) of what is passed at a launch, in the order of the ABI: operands, a
-    stride right after its pointer, then results. `constants(params)` gives every other parameter of the function except
-    `M` and `TARGET`; an operand that is absent is None there. `TARGET` is the architecture's name ("gfx950", "gfx942",
-    "sm_90"), "" under the interpreter. A param `maxnreg` caps the registers of a thread.
+    `arguments(params)` lists (parameter, Triton type) of what is passed at a launch, in the order of the ABI: operands,
+    a stride right after its pointer, then results. `constants(params)` gives every other parameter of the function
+    except `M` and `TARGET`; an operand that is absent is None there. `TARGET` is the architecture's name ("gfx950",
+    "gfx942", "sm_90"), "" under the interpreter. A param `maxnreg` caps the registers of a thread.
     """
 
     function: Any

@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from moeloom.runtime.errors import ArtifactError
-from moeloom.runtime.pack_stream import Stream, pack_stream, unpack_stream
+from moeloom.runtime.pack_stream import pack_stream, unpack_stream
 from moeloom.runtime.reference import dequantise
+from moeloom.runtime.stream import Stream
 
 ORDERS = ("plain", "gate_up_interleaved", "gate_up_concatenated")
 LANES = torch.arange(32)

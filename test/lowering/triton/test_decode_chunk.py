@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from moeloom.lowering.triton.decode_chunk import SUM_SCALE, chunk_assembly
-from moeloom.runtime.pack_stream import MOST_CHUNKS, Stream, pack_stream
+from moeloom.runtime.pack_stream import pack_stream
 from moeloom.runtime.reference import dequantise
+from moeloom.runtime.stream import MOST_CHUNKS, Stream
 
 LANES = np.arange(32)
 PRESCALE = 2.0**32  # of x in shared memory
