@@ -36,13 +36,15 @@ def combine_kernel(
     inside = column < COLUMNS
     live = token < live_tokens(num_tokens, M)
     total = tl.zeros([ROWS, BLOCK_N], tl.float32)
+    # Not a constant: LLVM would unroll the whole sum over many splits and run out of registers.
+    splits = tl.where(M > 0, SPLITS, 0)
     split_stride = tl.cast(M, tl.int64) * (TOPK * COLUMNS)
     for slot in tl.range(TOPK, loop_unroll_factor=max(1, min(TOPK, _IN_FLIGHT // SPLITS))):
         row = token.to(tl.int64) * TOPK + slot
         named = tl.load(ids + row, mask=live, other=-1)
         here = expert_of(named, expert_map, EXPERTS, MAP) >= 0
         value = tl.zeros([ROWS, BLOCK_N], tl.float32)
-        for split in tl.range(SPLITS, loop_unroll_factor=min(SPLITS, _IN_FLIGHT)):
+        for split in tl.range(splits, loop_unroll_factor=min(SPLITS, _IN_FLIGHT)):
             start = row * COLUMNS + split * split_stride
             value += tl.load(rows + start[:, None] + column[None, :], mask=here[:, None] & inside[None, :], other=0.0)
         total += value

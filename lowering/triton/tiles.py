@@ -30,19 +30,30 @@ def _products(quantised: bool, block: int, block_n: int, block_k: int, num_warps
     return [_tile("gate_up", when=when, **sizes), _tile("down", when=when, splits=1, **sizes)]
 
 
+A16_64 = {"quantised": False, "block": 64}
 # Threads of a token sort: rows * the next power of two of k, so that ids need no other layout.
 COMMON = (
     _tile("route", rows=1, num_warps=1),
     _tile("sort_count", rows=128, num_warps=4),
     _tile("sort_scan", num_warps=1),
     _tile("sort_scales", num_warps=4),
+)
+# A wave has 64 threads: two of them load a row of 32 groups, or 512 columns of f32, 16 bytes a thread.
+CDNA = (
+    _tile("quant", rows=1, groups=32, num_warps=2),
+    _tile("quant_sort", rows=4, step=1, groups=32, num_warps=2),
+    _tile("sort_tokens", rows=64, num_warps=4),
+    _tile("combine", rows=1, block_n=512, num_warps=2),
+    *COMMON,
+)
+HOPPER = (
+    _tile("quant", rows=1, groups=32, num_warps=4),
     # The fastest of 30 tiles on an H200 up to 256 rows; 8 values a thread stay in its registers.
     _tile("quant_sort", rows=4, step=1, groups=32, num_warps=4),
+    _tile("sort_tokens", rows=64, num_warps=8),
     _tile("combine", rows=1, block_n=1024, num_warps=4),
+    *COMMON,
 )
-# A wave has 64 threads: two of them load a row of 32 groups, 16 bytes a thread.
-CDNA = (_tile("quant", rows=1, groups=32, num_warps=2), _tile("sort_tokens", rows=64, num_warps=4), *COMMON)
-HOPPER = (_tile("quant", rows=1, groups=32, num_warps=4), _tile("sort_tokens", rows=64, num_warps=8), *COMMON)
 
 # Products: no spills, an occupancy of 2 or more, the fewest instructions a weight byte (read off the assembly).
 GFX950 = (
@@ -81,5 +92,6 @@ SM_90 = (
     *_products(False, 32, block_n=128, block_k=128, num_warps=8, num_stages=4),
     *_products(False, 64, block_n=128, block_k=64, num_warps=8, num_stages=3),
     *_products(False, 128, block_n=64, block_k=64, num_warps=8, num_stages=3),
+    _tile("experts_one_stage", when=A16_64, block_n=64, block_k=64, block_h=64, num_warps=8, num_stages=2),
     _tile("experts_one_stage", block_n=64, block_k=128, block_h=64, num_stages=2),
 )
