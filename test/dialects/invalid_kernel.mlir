@@ -113,6 +113,18 @@ func.func @alternatives_below_zero(%m: index, %x: tensor<?x64xbf16>, %y: tensor<
 
 // -----
 
+func.func @alternatives_of_another_kind(%m: index, %x: tensor<?x64xbf16>) {
+  // expected-error@below {{'kernel.alternatives' choice is 'layout'; it must be fusion or sort or tokens}}
+  %0 = "kernel.alternatives"(%m) ({
+    "kernel.yield"(%x) {operandSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x64xbf16>) -> ()
+  }, {
+    "kernel.yield"(%x) {operandSegmentSizes = array<i32: 1, 0, 0, 0>} : (tensor<?x64xbf16>) -> ()
+  }) {choice = "layout", max_m = 512 : i64, reason = "measured", resultSegmentSizes = array<i32: 1, 0, 0, 0>} : (index) -> tensor<?x64xbf16>
+  return
+}
+
+// -----
+
 func.func @alternatives_of_two_blocks(%m: index, %x: tensor<?x64xbf16>, %y: tensor<?x32xbf16>) {
   // expected-error@below {{'kernel.alternatives' second region has 2 blocks; it must have 1}}
   %0 = "kernel.alternatives"(%m) ({
