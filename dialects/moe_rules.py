@@ -12,7 +12,7 @@ GATE_UP_ORDERS = ("interleaved", "concatenated")
 WEIGHT_ORDERS = ("nk", "kn")
 SCALE_LAYOUTS = ("tiled_32x8", "row_major")
 SCORES = ("softmax_after_topk", "softmax_before_topk", "sigmoid")
-BLOCKS = (16, 32, 64, 128)
+BLOCKS = (8, 16, 32, 64, 128)
 MAX_TOPK = 255
 # A sorted id holds the token in its low 24 bits.
 MAX_TOKENS = 1 << 24

@@ -111,6 +111,8 @@ class _Program:
         value = self.new_id(argument)
         dtype, shape = tensor_of(argument.type, self.function)
         if "moe.weight" in named:
+            if not list(argument.uses):
+                return  # its bytes are part of another weight (a stream holds its scales)
             name = packed_name(named)
             pack = _plain(named["moe.pack"]) if "moe.pack" in named else _as_is(named)
             self.weights.append({"name": name, "value": value, "dtype": dtype, "shape": shape, "pack": pack})

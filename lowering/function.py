@@ -8,6 +8,7 @@ from torch_mlir.dialects import arith, func, tensor
 from moeloom.dialects import kernel, moe
 from moeloom.lowering import sizes
 from moeloom.lowering.operands import Params
+from moeloom.lowering.packing import Layout
 from moeloom.lowering.targets import Target
 from moeloom.lowering.weight_arguments import WeightArguments
 from moeloom.passes.base import PassError
@@ -51,11 +52,17 @@ class FunctionLowering:
     """Lowers one function: its moe ops in order, then its weight arguments."""
 
     def __init__(
-        self, function: func.FuncOp, target: Target, fusion: str, definitions: Definitions, lowerings: "Lowerings"
+        self,
+        function: func.FuncOp,
+        target: Target,
+        fusion: str,
+        layout: Layout,
+        definitions: Definitions,
+        lowerings: "Lowerings",
     ):
-        self.function, self.target, self.fusion, self.definitions = function, target, fusion, definitions
-        self.lowerings = lowerings
-        self.weights = WeightArguments(function, target.weight_layout)
+        self.function, self.target, self.fusion, self.layout = function, target, fusion, layout
+        self.definitions, self.lowerings = definitions, lowerings
+        self.weights = WeightArguments(function, layout)
 
     def lower(self) -> None:
         block = self.function.entry_block

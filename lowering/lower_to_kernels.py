@@ -14,7 +14,7 @@ from moeloom.lowering.cpu import launches as cpu
 from moeloom.lowering.function import Definitions, FunctionLowering
 from moeloom.lowering.targets import TARGETS, TargetName
 from moeloom.lowering.triton import launches as triton
-from moeloom.passes.base import Pass
+from moeloom.passes.base import Pass, PassError
 from moeloom.passes.report import Report
 
 
@@ -23,17 +23,24 @@ class LowerToKernels(Pass, name="moe-lower-to-kernels"):
     """Turn moe ops into launches of the kernels of `target`.
 
     `fusion` = auto keeps the fused quant + scale sort up to the target's threshold and the split pair above it; fused
-    or split forces one. Quantisations other than per_1x32, and weights that are not MXFP4, are refused here.
+    or split forces one. `layout` is that of packed weights; auto is the one the target prefers. Quantisations other
+    than per_1x32, and weights that are not MXFP4, are refused here.
     """
 
     target: TargetName = "cpu"
     fusion: Literal["auto", "fused", "split"] = "auto"
+    layout: Literal["auto", "n16k32", "row_major", "stream"] = "auto"
 
     def run(self, module: ir.Operation, report: Report) -> None:
         """Lower every function of `module`; PassError at the op that has no kernel."""
         row = TARGETS[self.target]
         lowerings = cpu.LOWERINGS if row.architecture is None else triton.LOWERINGS
+        layout = row.layout if self.layout == "auto" else self.layout
+        if layout not in row.layouts:
+            raise PassError(
+                module, f"target {row.name} has no weight layout {layout}; choose one of {', '.join(row.layouts)}"
+            )
         definitions = Definitions(module)
         for op in list(module.regions[0].blocks[0].operations):
             if isinstance(op, func.FuncOp) and not op.is_external:
-                FunctionLowering(op, row, self.fusion, definitions, lowerings).lower()
+                FunctionLowering(op, row, self.fusion, layout, definitions, lowerings).lower()

@@ -5,11 +5,15 @@ from typing import Literal
 
 from torch_mlir import ir
 
+from moeloom.runtime.stream import Stream
+
 ROWS, GROUP = 16, 32
 """Rows of a weight tile and columns of a scale group: the layout is named n16k32 after them."""
 
 
-Layout = Literal["n16k32", "row_major"]
+Layout = Literal["n16k32", "row_major", "stream"]
+STREAM_WARPS = {"gate_up": 8, "down": 4}
+"""Warps of a tile of a stream, those of the decode kernel that reads it: the fastest on an H200."""
 
 
 def packed_type(layout: Layout, kind: str, dims: Sequence[int]) -> ir.RankedTensorType:
@@ -24,6 +28,29 @@ def packed_type(layout: Layout, kind: str, dims: Sequence[int]) -> ir.RankedTens
             return ir.RankedTensorType.get([experts, rows // ROWS, columns // GROUP, 4, ROWS, 4], byte)
         return ir.RankedTensorType.get([experts, rows // ROWS, columns, ROWS], byte)
     return ir.RankedTensorType.get(list(dims), ir.F32Type.get())
+
+
+def stream_type(dims: Sequence[int], warps: int) -> ir.RankedTensorType:
+    """The stream of a payload [E, N, K] and its scales."""
+    experts, rows, columns = dims
+    shape = [experts, *Stream(rows, columns, warps).shape]
+    return ir.RankedTensorType.get(shape, ir.IntegerType.get_signless(8))
+
+
+def stream_recipe(
+    rows: str, dims: Sequence[int], warps: int, payload: Mapping[str, ir.Attribute], scales: Mapping[str, ir.Attribute]
+) -> ir.DictAttr:
+    """The recipe of a stream from the attributes of the two weight arguments that it is made of."""
+    one = recipe("stream", "stream", rows, payload)
+    quantised = "moe.quantize" in payload
+    sources = [payload["moe.weight"]] if quantised else [payload["moe.weight"], scales["moe.weight"]]
+    i64 = ir.IntegerType.get_signless(64)
+    sizes = {"warps": warps, "count": dims[1], "columns": dims[2]}
+    return ir.DictAttr.get(
+        {one[i].name: one[i].attr for i in range(len(one))}
+        | {"sources": ir.ArrayAttr.get(sources)}
+        | {name: ir.IntegerAttr.get(i64, size) for name, size in sizes.items()}
+    )
 
 
 def recipe(layout: Layout, kind: str, rows: str, attrs: Mapping[str, ir.Attribute]) -> ir.DictAttr:

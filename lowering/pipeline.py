@@ -1,9 +1,10 @@
 """The pipeline of a target, as one readable list."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from moeloom.lowering.lower_to_kernels import LowerToKernels
+from moeloom.lowering.packing import Layout
 from moeloom.lowering.targets import Target
 from moeloom.passes.fuse_quant_sort import FuseQuantSort
 from moeloom.passes.pipeline import Step
@@ -21,33 +22,36 @@ class Options:
     fusion: Literal["auto", "fused", "split"] = "auto"
     scale_mode: Literal["even", "rceil", "floor", "ceil"] = "even"
     quantize_weights: Literal["", "mxfp4"] = ""
+    weight_layout: Literal["auto", "row_major"] = "auto"
 
 
-def _prefill(options: Options, target: Target) -> dict[str, Any]:
-    """The options of moe-plan-experts for more tokens than decode has, where the target plans them otherwise."""
-    if target.prefill is None:
-        return {}
-    return {
-        "decode_rows": target.decode_rows,
-        "prefill_block": target.prefill.block,
-        "prefill_stages": options.stages or target.prefill.stages,
-    }
+def layout_of(options: Options, target: Target) -> Layout:
+    """The layout of weights: the target's preferred one, unless rows as they are were asked for; one-stage kernels read
+    no other on a GPU."""
+    plain = options.stages == 1 or options.weight_layout == "row_major"
+    return "row_major" if plain and "row_major" in target.layouts else target.layout
 
 
 def phases(options: Options, target: Target) -> list[tuple[str, list[Step]]]:
     """Named phases, each a list of passes: ours as objects, upstream's by name."""
     quantize = [QuantizeWeights(scale_mode=options.scale_mode)] if options.quantize_weights else []
+    layout = layout_of(options, target)
+    decode = target.layouts[layout]
+    prefill = target.prefill or decode
     plan = PlanExperts(
-        stages=options.stages or target.decode.stages,
+        stages=options.stages or decode.stages,
         activations=options.activations,
         scale_mode=options.scale_mode,
-        block=target.decode.block,
-        **_prefill(options, target),
+        block=decode.block,
+        decode_rows=decode.rows,
+        prefill_block=prefill.block,
+        prefill_stages=options.stages or prefill.stages,
     )
+    lower = LowerToKernels(target=target.name, fusion=options.fusion, layout=layout)
     return [
         ("raise", [RaiseTorch(), "canonicalize"]),
         ("quantize", [*quantize]),
         ("plan", [plan, "cse"]),
         ("fuse", [FuseQuantSort(), "canonicalize", "cse"]),
-        ("lower", [LowerToKernels(target=target.name, fusion=options.fusion), "canonicalize", "cse"]),
+        ("lower", [lower, "canonicalize", "cse"]),
     ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from moeloom.lowering.packing import Layout
@@ -10,7 +11,7 @@ from moeloom.lowering.triton.architecture import ARCHITECTURES, Architecture
 from moeloom.lowering.triton.tiles import Tile
 
 TargetName = Literal["cpu", "gfx950", "gfx942", "sm_90", "sm_80", "sm_100"]
-Block = Literal[16, 32, 64, 128]
+Block = Literal[8, 16, 32, 64, 128]
 
 
 class UnknownTargetError(Exception):
@@ -19,9 +20,13 @@ class UnknownTargetError(Exception):
 
 @dataclass(frozen=True)
 class Plan:
-    """How experts are planned for a range of M: rows of a sort block (contract: BM), and what `--stages auto` means."""
+    """How experts are planned: rows of a sort block (contract: BM), and what `--stages auto` means.
+
+    As a plan for decoding it holds while an expert has `rows` rows or fewer on average, with 0 for every M.
+    """
 
     block: Block
+    rows: int = 0
     stages: Literal[1, 2] = 2
 
 
@@ -29,28 +34,31 @@ class Plan:
 class Target:
     """One row of the target table.
 
-    `decode` plans while an expert has `decode_rows` rows or fewer on average, `prefill` beyond; without `prefill`,
-    `decode` plans every M.
-    `fused_rows` holds, for stage 1 and 2, the most routed rows (M*k) at which the fused quant + scale sort is not
-    slower than the split pair. `sort_tokens` is the largest M whose token sort is one launch. `tiles` lists the sizes
-    of the Triton templates, the first that matches counts. `architecture` is None for the CPU.
+    `layouts` holds the layouts of packed weights that the target has kernels for, the preferred one first, each with
+    its plan for decoding; `prefill` plans more tokens. `fused_rows` holds, for stages 1 and 2, the most routed rows M*k
+    at which the fused quant + scale sort is not slower than the split pair. `sort_tokens` is the largest M whose token
+    sort is one launch. `tiles` lists the sizes of the Triton templates, the first that matches counts. `architecture`
+    is None for the CPU.
     """
 
     name: TargetName
+    layouts: Mapping[Layout, Plan]
     fused_rows: tuple[int, int]
-    decode: Plan
     prefill: Plan | None = None
-    decode_rows: int = 0
     sort_tokens: int = 0
-    weight_layout: Layout = "n16k32"
     architecture: Architecture | None = None
     tiles: Sequence[Tile] = ()
+
+    @property
+    def layout(self) -> Layout:
+        """The preferred layout."""
+        return next(iter(self.layouts))
 
     def fused_tokens(self, stage: int, topk: int) -> int:
         """The largest M that takes the fused kernel. With k = 1, stage 1 quantises nothing twice, as stage 2."""
         return self.fused_rows[1 if topk == 1 else stage - 1] // topk
 
-    def tile(self, template: str, **facts: int | bool) -> Mapping[str, int]:
+    def tile(self, template: str, **facts: int | bool | str) -> Mapping[str, int]:
         """The tile sizes of `template` where `facts` hold of the kernel."""
         return next(tile.params for tile in self.tiles if tile.fits(template, facts))
 
@@ -59,16 +67,19 @@ REFERENCE_SWITCH = (2048, 8192)
 """The contract's switch (section 4), for GPUs that were not measured."""
 
 
-def _gpu(name: TargetName, table: Sequence[Tile], fused_rows: tuple[int, int] = REFERENCE_SWITCH) -> Target:
-    """A GPU target."""
+def _gpu(
+    name: TargetName,
+    table: Sequence[Tile],
+    fused_rows: tuple[int, int] = REFERENCE_SWITCH,
+    stream: Mapping[Layout, Plan] = MappingProxyType({}),
+) -> Target:
+    """A GPU target; `stream` is its plan for weights laid out for decoding, where it has kernels for them."""
     return Target(
         name,
+        layouts={**stream, "row_major": Plan(block=16, rows=16)},
         fused_rows=fused_rows,
-        decode=Plan(block=16),
         prefill=Plan(block=64),
-        decode_rows=16,
         sort_tokens=256,
-        weight_layout="row_major",
         architecture=ARCHITECTURES[name],
         tiles=table,
     )
@@ -77,12 +88,12 @@ def _gpu(name: TargetName, table: Sequence[Tile], fused_rows: tuple[int, int] = 
 TARGETS: dict[str, Target] = {
     # `python benchmarks/quant_sort.py`, H = 2880, 2 threads of a Sapphire Rapids: stage 1 with k = 4 is even at M = 1,
     # 1.1 to 2.8 times the split pair above (a token is quantised k times); stage 2 takes 0.74 to 0.99 up to 16384.
-    "cpu": Target("cpu", fused_rows=(4, 16384), decode=Plan(block=32)),
+    "cpu": Target("cpu", {"n16k32": Plan(block=32)}, fused_rows=(4, 16384)),
     "gfx950": _gpu("gfx950", tiles.GFX950),
     "gfx942": _gpu("gfx942", tiles.GFX942),
     # The same on an H200, E = 128, blocks of 16 rows, H = 2880 and 7168 (docs/h200.md): the split pair has one launch
     # more, about 1.3 us; the fused kernel has a tile for every padding row of a block.
-    "sm_90": _gpu("sm_90", tiles.SM_90, fused_rows=(64, 128)),
+    "sm_90": _gpu("sm_90", tiles.SM_90, fused_rows=(64, 128), stream={"stream": Plan(block=8, rows=8)}),
     "sm_80": _gpu("sm_80", tiles.SM_90),
     "sm_100": _gpu("sm_100", tiles.SM_90),
 }

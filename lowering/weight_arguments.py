@@ -16,10 +16,29 @@ class WeightArguments:
 
     def take(self, op, rows: str, payload: ir.Value, scales: ir.Value, bias: ir.Value | None) -> list[ir.Value]:
         """The weight operands of `op`'s kernel, rows packed in the order `rows`; PassError for one it cannot read."""
-        kinds = (("payload", payload), ("scales", scales), ("bias", bias))
-        return [self._take(op, kind, rows, value) for kind, value in kinds if value is not None]
+        biases = [] if bias is None else [self._take(op, "bias", rows, bias)]
+        if self.layout == "stream":
+            return [self._take_stream(op, rows, payload, scales), *biases]
+        return [self._take(op, "payload", rows, payload), self._take(op, "scales", rows, scales), *biases]
 
     def _take(self, op, kind: str, rows: str, value: ir.Value) -> ir.Value:
+        attrs = self._attributes(op, kind, value)
+        packed = packing.packed_type(self.layout, kind, list(value.type.shape))
+        return self._packed(op, value, packed, packing.recipe(self.layout, kind, rows, attrs))
+
+    def _take_stream(self, op, rows: str, payload: ir.Value, scales: ir.Value) -> ir.Value:
+        """The stream of both, in the place of the payload; nothing reads the scales' argument any more."""
+        attrs = self._attributes(op, "payload", payload), self._attributes(op, "scales", scales)
+        dims, warps = list(payload.type.shape), packing.STREAM_WARPS["down" if rows == "plain" else "gate_up"]
+        recipe = packing.stream_recipe(rows, dims, warps, *attrs)
+        return self._packed(op, payload, packing.stream_type(dims, warps), recipe)
+
+    def _packed(self, op, value: ir.Value, kind: ir.Type, recipe: ir.DictAttr) -> ir.Value:
+        if self._packs.setdefault(value.arg_number, (kind, recipe)) != (kind, recipe):
+            raise PassError(op, f"argument {value.arg_number} is needed in two packed layouts; pass the weight twice")
+        return value
+
+    def _attributes(self, op, kind: str, value: ir.Value) -> dict[str, ir.Attribute]:
         if not isinstance(value, ir.BlockArgument) or "arg_attrs" not in self.function.attributes:
             raise PassError(
                 op, f"the {kind} of '{op.OPERATION_NAME}' is computed; it must be a function argument with moe.weight"
@@ -35,13 +54,7 @@ class WeightArguments:
                 f"expert weights are {value.type.element_type}; this target multiplies MXFP4: "
                 "compile with --quantize-weights mxfp4 (moe-quantize-weights)",
             )
-        packed = (
-            packing.packed_type(self.layout, kind, list(value.type.shape)),
-            packing.recipe(self.layout, kind, rows, attrs),
-        )
-        if self._packs.setdefault(value.arg_number, packed) != packed:
-            raise PassError(op, f"argument {value.arg_number} is needed in two packed layouts; pass the weight twice")
-        return value
+        return attrs
 
     def retype(self) -> None:
         """Give every weight taken its packed type and `moe.pack`."""

@@ -16,7 +16,7 @@ from torch_mlir import ir
 from moeloom import dialects
 from moeloom.lowering import emit
 from moeloom.lowering.build import write_code
-from moeloom.lowering.pipeline import Options, phases
+from moeloom.lowering.pipeline import Options, layout_of, phases
 from moeloom.lowering.targets import target
 from moeloom.lowering.workers import default_folder
 from moeloom.passes import pipeline
@@ -29,6 +29,7 @@ from moeloom.weight_files import WeightFiles
 Progress = Callable[[str, int, int], None]
 SCOPES = ("moe",)
 WEIGHTS = ("copy", "reference", "random", "none")
+LAYOUTS = ("auto", "row_major")
 STAGES: dict[str, Literal[0, 1, 2]] = {"auto": 0, "1": 1, "2": 2}
 
 
@@ -63,6 +64,7 @@ def compile(
     scale_mode: Literal["even", "rceil", "floor", "ceil"] = "even",
     quantize_weights: Literal["mxfp4"] | None = None,
     weights: Literal["copy", "reference", "random", "none"] = "copy",
+    weight_layout: Literal["auto", "row_major"] = "auto",
     seed: int = 0,
     require_fusion: int = 0,
     dump_phases: str | Path | None = None,
@@ -79,6 +81,8 @@ def compile(
     quantize_weights="mxfp4" quantises bf16 expert weights by `scale_mode`. weights: "copy" packs them into the
     artifact; "reference" packs them at load from the checkpoint directory where it lies now; "random" makes them at
     load from `seed`, the same on every device; "none" leaves them out.
+    weight_layout: how a GPU target lays expert weights out; "auto" is its fastest layout, "row_major" that of the
+    checkpoint, which holds any scale.
     require_fusion: refuse unless that many sites were fused. dump_phases: a folder for the IR after each phase.
     cache: where object files are kept between compilations (default: `.cache/moeloom` in the home directory).
 
@@ -86,6 +90,7 @@ def compile(
     """
     _one_of("scope", scope, SCOPES)
     _one_of("weights", weights, WEIGHTS)
+    _one_of("weight_layout", weight_layout, LAYOUTS)
     _one_of("stages", str(stages), tuple(STAGES))
     _one_of("quantize_weights", quantize_weights or "none", ("none", "mxfp4"))
     options = Options(
@@ -94,6 +99,7 @@ def compile(
         fusion=fusion,
         scale_mode=scale_mode,
         quantize_weights=quantize_weights or "",
+        weight_layout=weight_layout,
     )
     names = list(dict.fromkeys(targets))
     rows = [target(name) for name in names]
@@ -126,7 +132,7 @@ def compile(
             packed = {}
             if files is not None:
                 with job.phase("weights"):
-                    packed = files.write(manifest["entries"], programs, row.weight_layout)
+                    packed = files.write(manifest["entries"], programs, layout_of(options, row))
             manifest["targets"][row.name] = code | {"programs": programs, "weights": packed}
         manifest |= {
             "compiler": VERSION,

@@ -13,6 +13,7 @@ from moeloom.runtime import reference
 from moeloom.runtime.errors import ArtifactError
 from moeloom.runtime.executable import Executable
 from moeloom.runtime.pack import unpack_expert
+from moeloom.runtime.pack_stream import unpack_stream
 from moeloom.runtime.program import Aten, Launch, Program
 
 Params = Mapping[str, Any]
@@ -89,6 +90,21 @@ class Weight:
 
     def __getitem__(self, e: int) -> Tensor:
         return unpack_expert(self.recipe, self.packed[e])
+
+    def parts(self) -> "tuple[Weight, ...]":
+        """A stream as payload and scales; any other weight as itself."""
+        return (StreamPart(self, 0), StreamPart(self, 1)) if self.kind == "stream" else (self,)
+
+
+class StreamPart(Weight):
+    """The payload (0) or the scales (1) of a stream."""
+
+    def __init__(self, stream: Weight, part: int):
+        super().__init__(stream.packed, stream.recipe)
+        self._part = part
+
+    def __getitem__(self, e: int) -> Tensor:
+        return unpack_stream(self.packed[e], self.rows, self.recipe["count"], self.recipe["columns"])[self._part]
 
 
 def _weight(packed: Mapping[str, Tensor], name: str) -> Tensor:
@@ -277,8 +293,9 @@ def _rows(params: Params, x: Tensor, operands: list[Any]) -> Tensor:
 
 
 def _weight_operands(params: Params, rest: list[Any]) -> tuple[Tensor | None, tuple[Weight, Weight], Weight | None]:
+    given = [part for operand in rest for part in (operand.parts() if isinstance(operand, Weight) else (operand,))]
     weights, payload, scales, bias = _optional(
-        {**params, "payload": True, "scales": True}, ("has_weights", "payload", "scales", "has_bias"), rest
+        {**params, "payload": True, "scales": True}, ("has_weights", "payload", "scales", "has_bias"), given
     )
     return weights, (payload, scales), bias
 
@@ -327,6 +344,8 @@ TEMPLATES: dict[str, Callable[[Params, list[Any]], Any]] = {
     "expand": _expand,
     "gate_up": _gate_up,
     "down": _down,
+    "decode_gate_up": _gate_up,
+    "decode_down": _down,
     "experts_one_stage": _experts_one_stage,
     "combine": _combine,
 }

@@ -15,6 +15,9 @@ from moeloom.runtime.pack import Memo, Source, expert_of, pack
 from moeloom.runtime.program import Shaped, Weight
 from moeloom.runtime.random_weights import Logical, RandomWeights, logical
 
+STREAM_SOURCES = ("payload", "scales")
+"""What a stream is made of, in the order of its recipe."""
+
 
 class AsDeclared:
     """A source whose tensors come in the dtypes that programs declare, where they do, and on `device`."""
@@ -88,10 +91,12 @@ def _logical(manifest: Manifest, target: str) -> dict[str, Logical]:
     for entry in manifest.entries.values():
         for weight in manifest.targets[target].programs[entry.program].weights:
             recipe = _recipe(weight)
-            for name in recipe["sources"]:
+            for number, name in enumerate(recipe["sources"]):
                 about = declared.get(entry.program, {}).get(name)
                 if about is not None:
-                    found[entry.prefix + name] = logical(Shaped(about["dtype"], tuple(about["shape"])), recipe)
+                    kind = STREAM_SOURCES[number] if recipe["kind"] == "stream" else recipe["kind"]
+                    shaped = Shaped(about["dtype"], tuple(about["shape"]))
+                    found[entry.prefix + name] = logical(shaped, {**recipe, "kind": kind})
     return found
 
 

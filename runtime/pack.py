@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from moeloom.runtime.errors import ArtifactError
+from moeloom.runtime.pack_stream import pack_stream
 from moeloom.runtime.reference import GROUP, quantise
 
 TILE_ROWS = 16
@@ -63,6 +64,10 @@ def pack(
     pattern = "{e}" in names[0]
     if recipe["kind"] == "as_is" and not pattern:
         yield _get(source, names[0])
+        return
+    if recipe["kind"] == "stream":
+        for e in range(_count(source, names[:1], experts)):
+            yield _stream(recipe, *(expert_of(source, name, e) for name in names))
         return
     key = (*names, recipe.get("quantize"), recipe.get("rows"), recipe.get("order"))
     if recipe["kind"] == "scales" and memo is not None and key in memo:
@@ -119,6 +124,15 @@ def _pack_expert(recipe: Recipe, one: Tensor, kept_scales: list[Tensor] | None) 
     if one.dtype.itemsize != 1:
         raise ArtifactError(f"{recipe['sources']} is {one.dtype}; unquantised weights need --quantize-weights mxfp4")
     return _pack_bytes(recipe, kind, one.view(torch.uint8).reshape(one.shape[0], -1))
+
+
+def _stream(recipe: Recipe, one: Tensor, scales: Tensor | None = None) -> Tensor:
+    """The stream of one expert, from its payload and scales or from what is still to be quantised."""
+    mode = recipe.get("quantize", "none")
+    if scales is None:
+        one, scales = quantise(one if recipe.get("order", "nk") == "nk" else one.T, mode)
+    codes = one.view(torch.uint8).reshape(one.shape[0], -1)
+    return pack_stream(codes, scales.view(torch.uint8), recipe["rows"], recipe["warps"])
 
 
 def _pack_bytes(recipe: Recipe, kind: str, one: Tensor) -> Tensor:

@@ -12,13 +12,16 @@ KIB = 1024
 class Architecture:
     """What Triton compiles for. `name` is the vendor's: gfx950, sm_90; it is the templates' TARGET.
 
-    `warp_size` is in threads, `shared_limit` the bytes of LDS or shared memory that a workgroup may ask for.
+    `warp_size` is in threads, `shared_limit` the bytes of LDS or shared memory that a workgroup may ask for. Persistent
+    kernels, where a target has them, fill its `processors` (SMs), each of so many `registers`.
     """
 
     backend: Literal["hip", "cuda"]
     name: str
     warp_size: int
     shared_limit: int
+    processors: int = 0
+    registers: int = 65536
 
     @property
     def arch(self) -> str | int:
@@ -42,7 +45,7 @@ ARCHITECTURES = {
         Architecture("hip", "gfx950", 64, 160 * KIB),
         Architecture("hip", "gfx942", 64, 64 * KIB),
         Architecture("cuda", "sm_80", 32, 163 * KIB),
-        Architecture("cuda", "sm_90", 32, 227 * KIB),
+        Architecture("cuda", "sm_90", 32, 227 * KIB, processors=132),
         Architecture("cuda", "sm_100", 32, 227 * KIB),
     )
 }

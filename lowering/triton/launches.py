@@ -28,7 +28,14 @@ from moeloom.lowering.operands import (
     sorted_list,
     sorted_shape,
 )
+from moeloom.lowering.packing import STREAM_WARPS
 from moeloom.passes.base import PassError
+from moeloom.runtime.stream import CHUNK_COLUMNS, FRAGMENT_ROWS, Stream
+
+DECODE_BLOCK = 8
+"""Rows of a sort block of the decode kernels."""
+BYTES_A_COLUMN, SHARED_RESERVE = 16, 2048
+"""Shared memory of a decode kernel: 8 rows of bf16, and what every program has besides."""
 
 
 def _route(lower: FunctionLowering, op: moe.RouteOp) -> list[ir.Value]:
@@ -148,11 +155,14 @@ def _quant_sort(lower: FunctionLowering, op: moe.QuantSortOp) -> list[ir.Value]:
 
 
 def _gate_up(lower: FunctionLowering, op: moe.GateUpOp) -> list[ir.Value]:
+    if _decodes(lower, op):
+        return _decode_gate_up(lower, op)
     sort, rows = sort_of(op), moe.size(op.out, -1)
     params: Params = {
         "hidden": moe.size(op.x, -1),
         "intermediate": rows,
         **_product(lower, op, "gate_up"),
+        **_weights(lower, "gate_up"),
         **activation(op),
         "has_bias": op.bias is not None,
         "has_weights": op.sorted_weights is not None,
@@ -164,11 +174,14 @@ def _gate_up(lower: FunctionLowering, op: moe.GateUpOp) -> list[ir.Value]:
 
 
 def _down(lower: FunctionLowering, op: moe.DownOp) -> list[ir.Value]:
+    if _decodes(lower, op):
+        return _decode_down(lower, op)
     sort, columns, rows = sort_of(op), moe.size(op.x, -1), moe.size(op.out, -1)
     params: Params = {
         "hidden": rows,
         "intermediate": columns,
         **_product(lower, op, "down"),
+        **_weights(lower, "down"),
         "has_bias": op.bias is not None,
         "has_weights": op.sorted_weights is not None,
     }
@@ -177,6 +190,64 @@ def _down(lower: FunctionLowering, op: moe.DownOp) -> list[ir.Value]:
     operands = [*_activations(op), *sorted_list(op), *lower.expert_weight(op, "plain")]
     tiles = [tile * params["splits"] for tile in _tiles(sort, rows, params)]
     return lower.launch("down", params, operands, [_partial(op, params["splits"])], tiles)
+
+
+def _decodes(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp) -> bool:
+    """Whether the decode kernels serve `op`: weights as streams, few rows a block. PassError for f16 on streams."""
+    if lower.layout == "stream" and element(op.x) == "f16":
+        raise PassError(
+            op, f"weight streams of {lower.target.name} multiply bf16 or MXFP4: choose layout row_major"
+        )
+    return lower.layout == "stream" and op.block.value == DECODE_BLOCK
+
+
+def _decode_gate_up(lower: FunctionLowering, op: moe.GateUpOp) -> list[ir.Value]:
+    hidden, rows = moe.size(op.x, -1), moe.size(op.out, -1)
+    params: Params = {
+        "hidden": hidden,
+        "intermediate": rows,
+        **_decode(lower, op, "gate_up", hidden),
+        **activation(op),
+    }
+    operands = [*_activations(op), *sorted_list(op), *lower.expert_weight(op, f"gate_up_{op.gate_up_order.value}")]
+    result = (op.out.type, (rows_of_stage(2, op.topk.value), rows))
+    return lower.launch("decode_gate_up", params, operands, [result], [params["programs"]], strided=[0])
+
+
+def _decode_down(lower: FunctionLowering, op: moe.DownOp) -> list[ir.Value]:
+    hidden, columns = moe.size(op.out, -1), moe.size(op.x, -1)
+    records = Stream(hidden, columns, STREAM_WARPS["down"]).records
+    # Three parts keep the GPU busy for one token; records are not divided.
+    splits = next(parts for parts in (3, 2, 1) if records % parts == 0) if _only_combined(op) else 1
+    params: Params = {
+        "hidden": hidden,
+        "intermediate": columns,
+        "splits": splits,
+        **_decode(lower, op, "down", columns // splits),
+    }
+    operands = [*_activations(op), *sorted_list(op), *lower.expert_weight(op, "plain")]
+    return lower.launch("decode_down", params, operands, [_partial(op, splits)], [params["programs"]])
+
+
+def _decode(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp, product: str, columns: int) -> Params:
+    """What both decode kernels take. As many programs as the GPU runs at once, each holding `columns` of a block."""
+    require_mx_codes(op, lower.target.name)
+    architecture, warps = lower.target.architecture, STREAM_WARPS[product]
+    tile = lower.target.tile(f"decode_{product}")
+    assert architecture is not None
+    by_registers = architecture.registers // (tile["maxnreg"] * warps * architecture.warp_size)
+    by_shared = architecture.shared_limit // (BYTES_A_COLUMN * columns + SHARED_RESERVE)
+    return {
+        "topk": op.topk.value,
+        "block": op.block.value,
+        "x": element(op.x),
+        "layout": "none" if op.x_scales is None else layout(op, op.x_scales),
+        "has_bias": op.bias is not None,
+        "has_weights": op.sorted_weights is not None,
+        "programs": architecture.processors * max(1, min(by_registers, by_shared)),
+        **tile,
+        "num_warps": warps,
+    }
 
 
 def _one_stage(lower: FunctionLowering, op: moe.ExpertsOneStageOp) -> list[ir.Value]:
@@ -215,8 +286,17 @@ def _product(lower: FunctionLowering, op, template: str) -> Params:
         "block": op.block.value,
         "x": element(op.x),
         "layout": layout(op, op.x_scales) if quantised else "none",
-        **lower.target.tile(template, block=op.block.value, quantised=quantised),
+        **lower.target.tile(template, block=op.block.value, quantised=quantised, stream=lower.layout == "stream"),
     }
+
+
+def _weights(lower: FunctionLowering, product: str) -> Params:
+    """Where the weights are streams: how wide their tiles are, and so those of the product."""
+    if lower.layout != "stream":
+        return {"weights": "row_major"}
+    warps = STREAM_WARPS[product]
+    outputs = FRAGMENT_ROWS // 2 if product == "gate_up" else FRAGMENT_ROWS
+    return {"weights": "stream", "stream_warps": warps, "block_n": outputs * warps, "block_k": CHUNK_COLUMNS}
 
 
 def _tiles(sort: SortSizes, outputs: int, params: Params) -> list[sizes.Expr]:

@@ -52,6 +52,13 @@ Examples:
     help="Quantiser and scale sort: by the number of tokens, always one kernel, or always two.",
 )
 @click.option(
+    "--weight-layout",
+    type=click.Choice(["auto", "row_major"]),
+    default="auto",
+    show_default=True,
+    help="Expert weights on a GPU: laid out for its decode kernels where it has them, or row by row, for any scales.",
+)
+@click.option(
     "--scale-mode",
     type=click.Choice(["even", "rceil", "floor", "ceil"]),
     default="even",

@@ -95,6 +95,8 @@ SMALL_MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "gpt-oss-small": (SMALL_GPT_OSS, A4),
     "gpt-oss-small-a16": (SMALL_GPT_OSS, A16),
     "gpt-oss-small-one-stage": (SMALL_GPT_OSS, A4 | {"stages": 1}),
+    "gpt-oss-small-rows": (SMALL_GPT_OSS, A4 | {"weight_layout": "row_major"}),
+    "gpt-oss-small-rows-a16": (SMALL_GPT_OSS, A16 | {"weight_layout": "row_major"}),
 }
 # Sizes that are no multiple of anything, one slot and many, one expert and many.
 ODD_MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
