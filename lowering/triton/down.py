@@ -11,9 +11,10 @@ import triton
 import triton.language as tl
 
 from .numbers import GROUP
-from .product_params import OPTIONAL, absent, product_arguments, product_constants
+from .product_params import OPTIONAL, absent, product_arguments, product_constants, stream_constants
 from .products import F4, by_lanes, load_codes, load_scales, load_x, load_x_scales, multiply, scales_ahead
 from .scales import source_rows
+from .stream_weight import stream_sums
 from .template import POINTERS, Params, Template
 
 
@@ -37,6 +38,7 @@ def down_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SPLITS: tl.constexpr,
+    STREAM_WARPS: tl.constexpr,
     X: tl.constexpr,
     LAYOUT: tl.constexpr,
     TARGET: tl.constexpr,
@@ -52,25 +54,20 @@ def down_kernel(
     outputs = tile % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
     present = outputs < HIDDEN
     expert = tl.load(expert_ids + block).to(tl.int64)
-    codes = weight + expert * (HIDDEN * (INTERMEDIATE // 2))
-    scales = weight_scales + expert * (HIDDEN * (INTERMEDIATE // GROUP))
     x_rows = x + rows * (INTERMEDIATE // 2 if X == F4 else INTERMEDIATE)
-    sums = tl.zeros([BLOCK, BLOCK_N], tl.float32)
     span: tl.constexpr = ((INTERMEDIATE + BLOCK_K - 1) // BLOCK_K + SPLITS - 1) // SPLITS * BLOCK_K
     start = split * span
-    lanes: tl.constexpr = by_lanes(BLOCK, X, TARGET)
-    ahead: tl.constexpr = BLOCK_K if scales_ahead(TARGET) else 0
-    a_scales = load_x_scales(x_scales, row, start, INTERMEDIATE, BLOCK, BLOCK_K, X, LAYOUT)
-    w_scales = load_scales(scales, outputs, present, start, INTERMEDIATE, BLOCK_K)
-    for k in tl.range(start, min(start + span, INTERMEDIATE), BLOCK_K):
-        a = load_x(x_rows, live, k, INTERMEDIATE, BLOCK_K, X, lanes)
-        w = load_codes(codes, outputs, present, k, INTERMEDIATE, BLOCK_K, lanes)
-        next_a_scales = load_x_scales(x_scales, row, k + ahead, INTERMEDIATE, BLOCK, BLOCK_K, X, LAYOUT)
-        next_w_scales = load_scales(scales, outputs, present, k + ahead, INTERMEDIATE, BLOCK_K)
-        if ahead == 0:
-            a_scales, w_scales = next_a_scales, next_w_scales
-        sums = multiply(sums, a, a_scales, w, w_scales, X)
-        a_scales, w_scales = next_a_scales, next_w_scales
+    stop = min(start + span, INTERMEDIATE)
+    if STREAM_WARPS:
+        sums = stream_sums(
+            weight, expert, tile % tiles * BLOCK_N, x_rows, live, x_scales, row, start, stop,
+            HIDDEN, INTERMEDIATE, BLOCK, BLOCK_N, STREAM_WARPS, X, LAYOUT, TARGET,
+        ).T  # fmt: skip
+    else:
+        sums = sums_of_rows(
+            x_rows, live, x_scales, row, weight, weight_scales, expert, outputs, present, start, stop,
+            HIDDEN, INTERMEDIATE, BLOCK, BLOCK_N, BLOCK_K, X, LAYOUT, TARGET,
+        )  # fmt: skip
     if bias is not None:
         biased = tl.where(split == 0, HIDDEN, 0)
         sums += tl.load(bias + expert * HIDDEN + outputs, mask=outputs < biased, other=0)[None, :]
@@ -80,13 +77,60 @@ def down_kernel(
     tl.store(out + places, sums, mask=live[:, None] & present[None, :])
 
 
+@triton.jit
+def sums_of_rows(
+    x_rows,
+    live,
+    x_scales,
+    row,
+    weight,
+    weight_scales,
+    expert,
+    outputs,
+    present,
+    start,
+    stop,
+    HIDDEN: tl.constexpr,
+    INTERMEDIATE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    X: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    TARGET: tl.constexpr,
+):
+    """f32 [BLOCK, BLOCK_N] over columns `start` to `stop` of a weight row_major: its rows `outputs`."""
+    codes = weight + expert * (HIDDEN * (INTERMEDIATE // 2))
+    scales = weight_scales + expert * (HIDDEN * (INTERMEDIATE // GROUP))
+    lanes: tl.constexpr = by_lanes(BLOCK, X, TARGET)
+    ahead: tl.constexpr = BLOCK_K if scales_ahead(TARGET) else 0
+    sums = tl.zeros([BLOCK, BLOCK_N], tl.float32)
+    a_scales = load_x_scales(x_scales, row, start, INTERMEDIATE, BLOCK, BLOCK_K, X, LAYOUT)
+    w_scales = load_scales(scales, outputs, present, start, INTERMEDIATE, BLOCK_K)
+    for k in tl.range(start, stop, BLOCK_K):
+        a = load_x(x_rows, live, k, INTERMEDIATE, BLOCK_K, X, lanes)
+        w = load_codes(codes, outputs, present, k, INTERMEDIATE, BLOCK_K, lanes)
+        next_a_scales = load_x_scales(x_scales, row, k + ahead, INTERMEDIATE, BLOCK, BLOCK_K, X, LAYOUT)
+        next_w_scales = load_scales(scales, outputs, present, k + ahead, INTERMEDIATE, BLOCK_K)
+        if ahead == 0:
+            a_scales, w_scales = next_a_scales, next_w_scales
+        sums = multiply(sums, a, a_scales, w, w_scales, X)
+        a_scales, w_scales = next_a_scales, next_w_scales
+    return sums
+
+
 def arguments(params: Params) -> list[tuple[str, str]]:
     """Operands of docs/program.md; x is dense."""
     return [("x", POINTERS[params["x"]]), *product_arguments(params), ("out", "*fp32")]
 
 
 def constants(params: Params) -> dict[str, Any]:
-    return {**absent(OPTIONAL, arguments(params)), **product_constants(params), "SPLITS": params["splits"]}
+    return {
+        **absent((*OPTIONAL, "weight_scales"), arguments(params)),
+        **product_constants(params),
+        **stream_constants(params),
+        "SPLITS": params["splits"],
+    }
 
 
 DOWN = Template(down_kernel, arguments, constants)

@@ -12,9 +12,17 @@ import triton.language as tl
 
 from .activation import gated
 from .numbers import GROUP, quantise
-from .product_params import OPTIONAL, absent, activation_constants, product_arguments, product_constants
+from .product_params import (
+    OPTIONAL,
+    absent,
+    activation_constants,
+    product_arguments,
+    product_constants,
+    stream_constants,
+)
 from .products import by_lanes, load_codes, load_scales, load_x, load_x_scales, multiply, scale_width, scales_ahead
 from .scales import BLOCK_COLUMNS, BLOCK_ROWS, sorted_offset, source_rows, store_scales
+from .stream_weight import stream_sums
 from .template import POINTERS, Params, Template
 
 
@@ -45,6 +53,7 @@ def gate_up_kernel(
     ALPHA: tl.constexpr,
     LIMIT: tl.constexpr,
     REQUANTIZE: tl.constexpr,
+    STREAM_WARPS: tl.constexpr,
     TARGET: tl.constexpr,
 ):
     tiles: tl.constexpr = (INTERMEDIATE + BLOCK_N - 1) // BLOCK_N
@@ -56,7 +65,7 @@ def gate_up_kernel(
     expert = tl.load(expert_ids + block).to(tl.int64)
     values = activated(
         x + tokens * x_stride, live, x_scales, row, sorted_weights, weight, weight_scales, bias, expert, first,
-        HIDDEN, INTERMEDIATE, BLOCK, BLOCK_N, BLOCK_K, X, LAYOUT, ACTIVATION, ALPHA, LIMIT, TARGET,
+        HIDDEN, INTERMEDIATE, BLOCK, BLOCK_N, BLOCK_K, X, LAYOUT, ACTIVATION, ALPHA, LIMIT, TARGET, STREAM_WARPS,
     )  # fmt: skip
     rows, _ = source_rows(sorted_ids, row, used, BLOCK, 2, TOPK)
     if REQUANTIZE == "none":
@@ -90,15 +99,59 @@ def activated(
     ALPHA: tl.constexpr,
     LIMIT: tl.constexpr,
     TARGET: tl.constexpr,
+    STREAM_WARPS: tl.constexpr = 0,
 ):
     """bf16 [BLOCK, BLOCK_N] of the sort block at `row`, outputs from `first`: act(x @ W1[expert].T, * routing, + bias).
 
-    0 where not `live` and past INTERMEDIATE. `expert` and `row` are i64.
+    0 where not `live` and past INTERMEDIATE. `expert` and `row` are i64. STREAM_WARPS: of a weight that is a stream.
     """
-    tl.static_assert(HIDDEN * INTERMEDIATE < 2**31, "offsets in the weight of an expert are 32 bits wide")
     outputs = first + tl.arange(0, BLOCK_N)
     present = outputs < INTERMEDIATE
     ups = INTERMEDIATE + outputs
+    if STREAM_WARPS:
+        gate, up = gate_up_of_stream(
+            x_rows, live, x_scales, row, weight, expert, first,
+            HIDDEN, INTERMEDIATE, BLOCK, BLOCK_N, X, LAYOUT, STREAM_WARPS, TARGET,
+        )  # fmt: skip
+    else:
+        gate, up = gate_up_of_rows(
+            x_rows, live, x_scales, row, weight, weight_scales, expert, outputs, ups, present,
+            HIDDEN, INTERMEDIATE, BLOCK, BLOCK_N, BLOCK_K, X, LAYOUT, TARGET,
+        )  # fmt: skip
+    if routing is not None:
+        share = tl.load(routing + row + tl.arange(0, BLOCK))[:, None]
+        gate, up = gate * share, up * share
+    if bias is not None:
+        bias += expert * (2 * INTERMEDIATE)
+        gate += tl.load(bias + outputs, mask=present, other=0)[None, :]
+        up += tl.load(bias + ups, mask=present, other=0)[None, :]
+    values = gated(gate, up, ACTIVATION, ALPHA, LIMIT)
+    return tl.where(live[:, None] & present[None, :], values, 0.0).to(tl.bfloat16)
+
+
+@triton.jit
+def gate_up_of_rows(
+    x_rows,
+    live,
+    x_scales,
+    row,
+    weight,
+    weight_scales,
+    expert,
+    outputs,
+    ups,
+    present,
+    HIDDEN: tl.constexpr,
+    INTERMEDIATE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    X: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    TARGET: tl.constexpr,
+):
+    """Gate and up sums f32 [BLOCK, BLOCK_N] each, of a weight row_major: its rows `outputs` and `ups`."""
+    tl.static_assert(HIDDEN * INTERMEDIATE < 2**31, "offsets in the weight of an expert are 32 bits wide")
     codes = weight + expert * (INTERMEDIATE * HIDDEN)
     scales = weight_scales + expert * (2 * INTERMEDIATE * (HIDDEN // GROUP))
     gate = tl.zeros([BLOCK, BLOCK_N], tl.float32)
@@ -120,15 +173,35 @@ def activated(
         gate = multiply(gate, a, a_scales, gate_codes, gate_scales, X)
         up = multiply(up, a, a_scales, up_codes, up_scales, X)
         a_scales, gate_scales, up_scales = next_a_scales, next_gate_scales, next_up_scales
-    if routing is not None:
-        share = tl.load(routing + row + tl.arange(0, BLOCK))[:, None]
-        gate, up = gate * share, up * share
-    if bias is not None:
-        bias += expert * (2 * INTERMEDIATE)
-        gate += tl.load(bias + outputs, mask=present, other=0)[None, :]
-        up += tl.load(bias + ups, mask=present, other=0)[None, :]
-    values = gated(gate, up, ACTIVATION, ALPHA, LIMIT)
-    return tl.where(live[:, None] & present[None, :], values, 0.0).to(tl.bfloat16)
+    return gate, up
+
+
+@triton.jit
+def gate_up_of_stream(
+    x_rows,
+    live,
+    x_scales,
+    row,
+    stream,
+    expert,
+    first,
+    HIDDEN: tl.constexpr,
+    INTERMEDIATE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    X: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    STREAM_WARPS: tl.constexpr,
+    TARGET: tl.constexpr,
+):
+    """The same of a stream: rows r and r + 8 of a fragment are gate and up, held by one thread."""
+    sums = stream_sums(
+        stream, expert, 2 * first, x_rows, live, x_scales, row, 0, HIDDEN,
+        2 * INTERMEDIATE, HIDDEN, BLOCK, 2 * BLOCK_N, STREAM_WARPS, X, LAYOUT, TARGET,
+    )  # fmt: skip
+    halves = tl.permute(tl.reshape(sums, [BLOCK_N // 8, 2, 8, BLOCK]), [0, 2, 3, 1])
+    gate, up = tl.split(tl.reshape(halves, [BLOCK_N, BLOCK, 2]))
+    return gate.T, up.T
 
 
 @triton.jit
@@ -186,13 +259,14 @@ def arguments(params: Params) -> list[tuple[str, str]]:
 def constants(params: Params) -> dict[str, Any]:
     """Every other parameter."""
     return {
-        **absent((*OPTIONAL, "h_scales"), arguments(params)),
+        **absent((*OPTIONAL, "weight_scales", "h_scales"), arguments(params)),
         **product_constants(params),
         **activation_constants(params),
+        **stream_constants(params),
         "REQUANTIZE": params["requantize"],
     }
 
 
 GATE_UP = Template(gate_up_kernel, arguments, constants)
 """Params: hidden, intermediate, topk, block, activation, alpha, limit, x, layout, has_bias, has_weights, requantize,
-block_n (a multiple of 32), block_k (of 64)."""
+weights, block_n (a multiple of 32), block_k (of 64); of a stream stream_warps, and block_k is 64."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from moeloom.lowering.workers import CompileError
+from moeloom.runtime.stream import CHUNK_COLUMNS
+
 from .template import Params
 
 OPTIONAL = ("x_scales", "sorted_weights", "bias")
@@ -14,6 +17,11 @@ OPTIONAL = ("x_scales", "sorted_weights", "bias")
 def quantised(params: Params) -> bool:
     """Whether x comes as MXFP4 codes beside their sorted scales."""
     return params["x"] == "f4E2M1FN"
+
+
+def streamed(params: Params) -> bool:
+    """Whether the weight is a stream (docs/program.md, "Packed weights"), the one that the decode templates read."""
+    return params.get("weights", "row_major") == "stream"
 
 
 def sorted_arguments(params: Params) -> list[tuple[str, str]]:
@@ -26,13 +34,27 @@ def product_arguments(params: Params) -> list[tuple[str, str]]:
     """The operands of gate_up and down after x."""
     routing = [("sorted_weights", "*fp32")] if params["has_weights"] else []
     bias = [("bias", "*fp32")] if params["has_bias"] else []
-    return [*sorted_arguments(params), *routing, ("weight", "*u8"), ("weight_scales", "*u8"), *bias]
+    rows = [("weight", "*u8"), ("weight_scales", "*u8")]
+    weight = [("weight", "*i32")] if streamed(params) else rows
+    return [*sorted_arguments(params), *routing, *weight, *bias]
 
 
 def product_constants(params: Params) -> dict[str, Any]:
     """Sizes, tile and form of x."""
     names = ("hidden", "intermediate", "topk", "block", "block_n", "block_k", "x", "layout")
     return {name.upper(): params[name] for name in names}
+
+
+def stream_constants(params: Params) -> dict[str, Any]:
+    """The warps of the stream, 0 where weights are row_major. CompileError for x or steps that streams do not take."""
+    if not streamed(params):
+        return {"STREAM_WARPS": 0}
+    if params["x"] == "f16" or params["block_k"] != CHUNK_COLUMNS:
+        raise CompileError(
+            f"a stream is multiplied by bf16 or MXFP4 in steps of {CHUNK_COLUMNS} columns, not by {params['x']} "
+            f"in steps of {params['block_k']}: use weights row_major"
+        )
+    return {"STREAM_WARPS": params["stream_warps"]}
 
 
 def activation_constants(params: Params) -> dict[str, Any]:

@@ -1,0 +1,164 @@
+"""Weights of the layout `stream` (runtime/pack_stream.py) as the M side of products of many tokens.
+
+A lane's 16 bytes of a chunk are its registers of sm_90's A operand, four bits an element. With `num_warps` a multiple
+of 4 they are loaded, widened to bf16 and multiplied where they are: no weight passes through shared memory twice.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from moeloom.runtime.stream import CHUNK_BYTES, CHUNK_COLUMNS, FRAGMENT_ROWS, Stream
+
+from .numbers import widened
+from .products import F4, load_x, load_x_scales
+
+COLUMNS = tl.constexpr(CHUNK_COLUMNS)
+ROWS = tl.constexpr(FRAGMENT_ROWS)
+WORDS = tl.constexpr(CHUNK_BYTES // 4)
+"""i32 of a chunk."""
+ROW_WORDS = tl.constexpr(CHUNK_BYTES // 4 // 8)
+"""i32 of the scale chunk that rows r and r + 8 have, one a chunk of weights."""
+
+SIGNS, MAGNITUDES = tl.constexpr(0x80008000), tl.constexpr(0x01C001C0)
+SUM_SCALE = tl.constexpr(2.0**62)
+"""A sum times this is the product: weights are 2^-126 times the code's value times 2^(byte + 64 - 127)."""
+
+
+@triton.constexpr_function
+def chunks_of(rows: int, columns: int, warps: int) -> int:
+    """Weight chunks of a record."""
+    return Stream(rows, columns, warps).chunks
+
+
+@triton.constexpr_function
+def tiles_of(rows: int, columns: int, warps: int) -> int:
+    """Tiles of an expert."""
+    return Stream(rows, columns, warps).tiles
+
+
+@triton.constexpr_function
+def tile_words(rows: int, columns: int, warps: int) -> int:
+    """i32 of a tile."""
+    return Stream(rows, columns, warps).records * (1 + Stream(rows, columns, warps).chunks) * warps * WORDS.value
+
+
+@triton.jit
+def stream_sums(
+    stream,
+    expert,
+    first,
+    x_rows,
+    live,
+    x_scales,
+    row,
+    start,
+    stop,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    WARPS: tl.constexpr,
+    X: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    TARGET: tl.constexpr,
+):
+    """f32 [BLOCK_N, BLOCK]: rows `first`.. of the packed weight [N, K] of `expert` (i64) times x, over columns `start`
+    to `stop`.
+
+    `first` is a multiple of 16, `start` of 64. Rows past the stream's last repeat others. x as in `load_x`.
+    """
+    chunks: tl.constexpr = chunks_of(N, K, WARPS)
+    tiles: tl.constexpr = tiles_of(N, K, WARPS)
+    words_of_tile: tl.constexpr = tile_words(N, K, WARPS)
+    tl.static_assert(tiles * words_of_tile < 2**31, "offsets in the stream of an expert are 32 bits wide")
+    fragments = tl.minimum(first // ROWS + tl.arange(0, BLOCK_N // ROWS), tiles * WARPS - 1)
+    places = fragments // WARPS * words_of_tile + fragments % WARPS * WORDS
+    own = stream + expert * (tiles * words_of_tile)
+    word_places = places[:, None] + tl.arange(0, WORDS)[None, :]
+    scale_places = places[:, None] + tl.arange(0, 8)[None, :] * ROW_WORDS
+    sums = tl.zeros([BLOCK_N, BLOCK], tl.float32)
+    for k in tl.range(start, stop, COLUMNS):
+        chunk = k // COLUMNS
+        record = chunk // chunks
+        words = tl.load(own + (chunk + record + 1) * (WARPS * WORDS) + word_places)
+        scales = tl.load(own + record * ((1 + chunks) * WARPS * WORDS) + chunk % chunks + scale_places)
+        values = load_x(x_rows, live, k, K, COLUMNS, X, False)
+        if X == F4:
+            groups = load_x_scales(x_scales, row, k, K, BLOCK, COLUMNS, X, LAYOUT)
+            values = widened_codes(values, groups, TARGET)
+        sums = multiply_wide(sums, widened_chunk(words, scales, TARGET), values.T, TARGET)
+    return sums * SUM_SCALE
+
+
+@triton.jit
+def widened_chunk(words, scales, TARGET: tl.constexpr):
+    """bf16 [16 F, 64], exactly 2^-62 times the weights, of chunks i32 [F, 128] and their scale words i32 [F, 8]."""
+    FRAGMENTS: tl.constexpr = words.shape[0]
+    lanes = tl.reshape(words.to(tl.uint32, bitcast=True), [FRAGMENTS, 8, 4, 4])  # row, pair of columns, 16 columns
+    low, high = row_scales(scales, 0), row_scales(scales, 16)
+    # Each of the four numbers of pairs where a bf16 has its sign, low exponent and high mantissa bits.
+    upper_0 = columns_pair(lanes & (SIGNS | MAGNITUDES), low, TARGET)
+    lower_0 = columns_pair((lanes << 3) & (SIGNS | MAGNITUDES), high, TARGET)
+    upper_8 = columns_pair(((lanes >> 3) & MAGNITUDES) | ((lanes << 1) & SIGNS), low, TARGET)
+    lower_8 = columns_pair(((lanes << 6) & MAGNITUDES) | ((lanes << 2) & SIGNS), high, TARGET)
+    tile = tl.join(tl.join(upper_0, lower_0), tl.join(upper_8, lower_8))
+    # [F, 8 rows, 4 pairs, 4 x 16 columns, column of the pair, half of the rows, half of the columns]
+    return tl.reshape(tl.permute(tile, [0, 5, 1, 3, 6, 2, 4]), [ROWS * FRAGMENTS, COLUMNS])
+
+
+@triton.jit
+def row_scales(scales, SHIFT: tl.constexpr):
+    """bf16 [F, 8, 1, 4]: 2^(byte - 127) of the stored bytes, e8m0 + 64, of the 32 columns that hold each 16."""
+    group = tl.arange(0, 4)[None, None, None, :] // 2
+    byte = (scales[:, :, None, None] >> (SHIFT + 8 * group)) & 0xFF
+    return (byte << 7).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+
+
+@triton.jit
+def columns_pair(pairs, scales, TARGET: tl.constexpr):
+    """Both bf16 of `pairs` u32 times `scales`: [.., 2]."""
+    first = (pairs & 0xFFFF).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    second = (pairs >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    return tl.join(scaled(first, scales, TARGET), scaled(second, scales, TARGET))
+
+
+@triton.jit
+def widened_codes(codes, scales, TARGET: tl.constexpr):
+    """bf16 [rows, 64] of codes u8 [rows, 32] and their scales u8 [rows, 2], rounded where bf16 ends."""
+    ROWS_X: tl.constexpr = codes.shape[0]
+    byte = tl.reshape(codes, [ROWS_X, 2, 16]).to(tl.uint32)
+    pairs = ((byte & 0x07) << 6) | ((byte & 0x08) << 12) | ((byte & 0x70) << 18) | ((byte & 0x80) << 24)
+    bits = tl.where(scales == 255, 0x7FC0, tl.where(scales == 0, 0x0040, scales.to(tl.uint16) << 7))
+    scale = bits.to(tl.uint16).to(tl.bfloat16, bitcast=True)[:, :, None]
+    first = (pairs & 0xFFFF).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    second = (pairs >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    one = tl.full([1, 1, 1], 253 << 7, tl.uint16).to(tl.bfloat16, bitcast=True)
+    first = scaled(scaled(first, one, TARGET), scale, TARGET)
+    second = scaled(scaled(second, one, TARGET), scale, TARGET)
+    return tl.reshape(tl.join(first, second), [ROWS_X, COLUMNS])
+
+
+@triton.jit
+def scaled(values, scales, TARGET: tl.constexpr):
+    """bf16 `values` times powers of two: two at once on a GPU."""
+    if TARGET == "":
+        return (f32_of(values) * f32_of(scales)).to(tl.bfloat16)
+    else:
+        return values * scales
+
+
+@triton.jit
+def multiply_wide(sums, weight, x, TARGET: tl.constexpr):
+    """sums + weight @ x of bf16."""
+    if TARGET == "":
+        return tl.dot(f32_of(weight), f32_of(x), sums)
+    else:
+        return tl.dot(weight, x, sums)
+
+
+@triton.jit
+def f32_of(x):
+    """bf16 `x` in f32, for Triton's interpreter, which has no arithmetic of bf16."""
+    return widened(x).to(tl.float32, bitcast=True)

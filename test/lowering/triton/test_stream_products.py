@@ -1,0 +1,186 @@
+"""gate_up and down of a weight stream: bit for bit what the same kernels give of the same weights row_major."""
+
+import json
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from moeloom.lowering.triton import build
+from moeloom.lowering.triton.architecture import ARCHITECTURES
+from moeloom.lowering.triton.compile import FACTS
+from moeloom.lowering.triton.stream_weight import widened_chunk
+from moeloom.lowering.triton.templates import TEMPLATES
+from moeloom.lowering.workers import CompileError
+from moeloom.runtime import reference
+from moeloom.runtime.pack_stream import pack_stream
+
+EXPERTS, TOPK, TOKENS = 3, 2, 11
+ACTIVATION = {"activation": "swiglu", "alpha": 1.702, "limit": 7.0, "requantize": "none"}
+WARPS = 4
+GATE_UP_SIZES = [  # hidden, intermediate, block, block_n
+    pytest.param(96, 64, 16, 32, id="a chunk half full"),
+    pytest.param(160, 96, 64, 64, id="two tiles at once, the last absent"),
+    pytest.param(1088, 64, 16, 64, id="two records"),
+]
+DOWN_SIZES = [  # hidden, intermediate, block, block_n, splits
+    pytest.param(96, 64, 16, 64, 1, id="a tile half full"),
+    pytest.param(160, 96, 64, 128, 2, id="two tiles at once, the last absent"),
+    pytest.param(64, 1056, 16, 64, 3, id="two records, splits across them"),
+]
+FORMS = [("bf16", "none"), ("f4E2M1FN", "tiled_32x8"), ("f4E2M1FN", "row_major")]
+
+
+def mx(*shape: int) -> tuple[Tensor, Tensor]:
+    """Codes u8 [.., columns/2] and scales [.., columns/32] so near to one another that sums in f32 are exact."""
+    *rows, columns = shape
+    codes = torch.randint(256, (*rows, columns // 2), dtype=torch.uint8)
+    return codes, torch.randint(120, 123, (*rows, columns // 32), dtype=torch.uint8)
+
+
+def streams(weight: tuple[Tensor, Tensor], rows: str) -> Tensor:
+    """i32 [E, ..]: the stream of each expert."""
+    packed = [pack_stream(codes, scales, rows, WARPS) for codes, scales in zip(*weight, strict=True)]
+    return torch.stack(packed).view(torch.int32)
+
+
+def activations(sort: tuple[Tensor, ...], stage: int, columns: int, x: str, layout: str) -> list[Tensor]:
+    """x, and its sorted scales; rows that no sorted row names are NaN (0xFF)."""
+    rows = TOKENS if stage == 1 else TOKENS * TOPK
+    ids, _, _, num_valid = sort
+    named = reference.defined_payload(ids, num_valid, stage, TOPK, rows)
+    if x == "bf16":
+        values = torch.randint(-8, 9, (rows, columns)).bfloat16()
+        values[~named] = torch.nan
+        return [values]
+    codes, scales = mx(rows, columns)
+    codes[~named] = 0xFF
+    return [codes, reference.sort_scales(scales, ids, num_valid, stage, TOPK, layout)]
+
+
+def sorted_rows(block: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ids = torch.randint(EXPERTS, (TOKENS, TOPK), dtype=torch.int32)
+    ids[0] = -1
+    return reference.sort_tokens(ids, torch.rand(TOKENS, TOPK) + 0.5, EXPERTS, block)
+
+
+def assert_same_bits(found: Tensor, wanted: Tensor) -> None:
+    """And most of them are numbers."""
+    assert wanted.isfinite().float().mean() > 0.8
+    assert torch.equal(found.view(torch.uint8), wanted.view(torch.uint8))
+
+
+@pytest.mark.parametrize(("x", "layout"), FORMS)
+@pytest.mark.parametrize(("hidden", "intermediate", "block", "block_n"), GATE_UP_SIZES)
+def test_gate_up(interpret, hidden, intermediate, block, block_n, x, layout):
+    torch.manual_seed(0)
+    sort = sorted_rows(block)
+    weight, bias = mx(EXPERTS, 2 * intermediate, hidden), torch.randn(EXPERTS, 2 * intermediate)
+    params = {"hidden": hidden, "intermediate": intermediate, "topk": TOPK, "block": block, "x": x, "layout": layout}
+    params |= {"has_bias": True, "has_weights": True, "block_n": block_n, "block_k": 64, **ACTIVATION}
+    first, *scales = activations(sort, 1, hidden, x, layout)
+    given = [(first, first.stride(0)), *scales, sort[0], sort[2], sort[3], sort[1]]
+    tiles = len(sort[2]) * -(-intermediate // block_n)
+    wanted = torch.full((TOKENS * TOPK, intermediate), torch.nan, dtype=torch.bfloat16)
+    found = wanted.clone()
+    interpret("gate_up", params, [*given, *weight, bias], [wanted], TOKENS, tiles)
+    params |= {"weights": "stream", "stream_warps": WARPS}
+    stream = streams(weight, "gate_up_concatenated")
+    interpret("gate_up", params, [*given, stream, bias], [found], TOKENS, tiles)
+    assert_same_bits(found, wanted)
+
+
+@pytest.mark.parametrize(("x", "layout"), FORMS)
+@pytest.mark.parametrize(("hidden", "intermediate", "block", "block_n", "splits"), DOWN_SIZES)
+def test_down(interpret, hidden, intermediate, block, block_n, splits, x, layout):
+    torch.manual_seed(1)
+    sort = sorted_rows(block)
+    weight, bias = mx(EXPERTS, hidden, intermediate), torch.randn(EXPERTS, hidden)
+    params = {"hidden": hidden, "intermediate": intermediate, "topk": TOPK, "block": block, "x": x, "layout": layout}
+    params |= {"has_bias": True, "has_weights": True, "block_n": block_n, "block_k": 64, "splits": splits}
+    given = [*activations(sort, 2, intermediate, x, layout), sort[0], sort[2], sort[3], sort[1]]
+    tiles = len(sort[2]) * -(-hidden // block_n) * splits
+    wanted = torch.full((splits, TOKENS * TOPK, hidden), torch.nan)
+    found = wanted.clone()
+    interpret("down", params, [*given, *weight, bias], [wanted], TOKENS, tiles)
+    params |= {"weights": "stream", "stream_warps": WARPS}
+    interpret("down", params, [*given, streams(weight, "plain"), bias], [found], TOKENS, tiles)
+    assert_same_bits(found, wanted)
+
+
+@triton.jit
+def widen_kernel(stream, out, FRAGMENTS: tl.constexpr):
+    fragments = tl.arange(0, FRAGMENTS)[:, None] * 128
+    words = tl.load(stream + FRAGMENTS * 128 + fragments + tl.arange(0, 128)[None, :])
+    scales = tl.load(stream + fragments + tl.arange(0, 8)[None, :] * 16)
+    places = tl.arange(0, 16 * FRAGMENTS)[:, None] * 64 + tl.arange(0, 64)[None, :]
+    tl.store(out + places, widened_chunk(words, scales, ""))
+
+
+def test_widens_exactly():
+    """Every scale that a stream holds, every code of each."""
+    codes, _ = mx(16 * WARPS, 64)
+    scales = torch.arange(64, 191).repeat(2)[: 16 * WARPS * 2].to(torch.uint8).view(-1, 2)
+    out = torch.full((16 * WARPS, 64), torch.nan, dtype=torch.bfloat16)
+    widen_kernel[(1,)](pack_stream(codes, scales, "plain", WARPS).view(torch.int32), out, WARPS)
+    assert torch.equal(out.double() * 2.0**62, reference.dequantise(codes, scales))
+
+
+GPT_OSS = {
+    "hidden": 2880,
+    "intermediate": 2880,
+    "topk": 4,
+    "block": 64,
+    "x": "bf16",
+    "layout": "none",
+    "has_bias": True,
+    "has_weights": False,
+    **ACTIVATION,
+    "weights": "stream",
+    "stream_warps": 8,
+    "block_n": 64,
+    "block_k": 64,
+    "num_warps": 8,
+    "num_stages": 3,
+}
+DOWN = GPT_OSS | {"has_weights": True, "splits": 1, "stream_warps": 4, "block_n": 128}
+A4 = {"x": "f4E2M1FN", "layout": "tiled_32x8"}
+KERNELS = {
+    "gate_up": ("gate_up", GPT_OSS),
+    "gate_up_a4": ("gate_up", GPT_OSS | A4),
+    "down": ("down", DOWN),
+    "down_a4": ("down", DOWN | A4),
+}
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory) -> dict[str, dict]:
+    """Of every kernel's aligned variant."""
+    kernels = {name: {"template": template, "params": params} for name, (template, params) in KERNELS.items()}
+    cache = tmp_path_factory.mktemp("cache")
+    compiled = build.compile_kernels(kernels, ARCHITECTURES["sm_90"], cache, lambda *_: None, {})
+    return {name: json.loads((folders[16] / FACTS).read_text()) for name, folders in compiled.items()}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_multiplies_out_of_registers(facts, name):
+    found = facts[name]
+    assert (found["spills"], found["stack"]) == (0, 0)
+    assert found["matrix"] == {"wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16": 4}
+    assert found["wide_loads"] >= 3  # the chunks of three stages
+    # No place for a weight in bf16: the words and x of three stages, and the results once more.
+    assert found["shared"] <= 34 * 1024
+
+
+def test_the_stream_is_one_operand():
+    types = dict(TEMPLATES["gate_up"].arguments(GPT_OSS))
+    assert types["weight"] == "*i32"
+    assert list(types) == ["x", "x_stride", "sorted_ids", "expert_ids", "num_valid", "weight", "bias", "h"]
+
+
+@pytest.mark.parametrize("changed", [{"x": "f16"}, {"block_k": 128}])
+def test_refuses_what_a_stream_is_not_multiplied_by(changed):
+    with pytest.raises(CompileError, match="a stream is multiplied by bf16 or MXFP4 in steps of 64 columns, not by"):
+        TEMPLATES["down"].constants(DOWN | changed)
