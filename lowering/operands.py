@@ -11,6 +11,8 @@ from moeloom.passes.base import PassError
 
 Params = dict[str, Any]
 """The params of a kernel.define: numbers, words and switches (docs/program.md)."""
+SMALLEST_BLOCK = 16
+"""Rows of the smallest sort block of products other than the decode kernels."""
 TILE_ROWS = 32
 """Rows of a tile of the tiled_32x8 layout: scale buffers are rounded up to it."""
 
@@ -165,6 +167,16 @@ def require_mx_codes(op, target: str) -> None:
     """PassError for a product of quantised activations that are not MXFP4."""
     if op.x_scales is not None and element(op.x) != "f4E2M1FN":
         raise PassError(op, f"'{op.OPERATION_NAME}' reads {element(op.x)}; target {target} takes per_1x32 only")
+
+
+def require_block(op, target: str, layout: str) -> None:
+    """PassError for sort blocks of 8 rows, which only the decode kernels take."""
+    if op.block.value < SMALLEST_BLOCK:
+        raise PassError(
+            op,
+            f"sort blocks of {op.block.value} rows have no kernel for target {target} and weights {layout}; "
+            f"plan with block={SMALLEST_BLOCK} or more",
+        )
 
 
 def activation(op) -> Params:

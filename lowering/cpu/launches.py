@@ -17,6 +17,7 @@ from moeloom.lowering.operands import (
     layout,
     mark_sort,
     placement,
+    require_block,
     require_mx_codes,
     require_mx_scales,
     require_per_1x32,
@@ -124,7 +125,7 @@ def _gate_up(lower: FunctionLowering, op: moe.GateUpOp) -> list[ir.Value]:
     params: Params = {
         "hidden": hidden,
         "intermediate": rows,
-        **_product(op, x),
+        **_product(lower, op, x),
         **activation(op),
         "has_bias": op.bias is not None,
         "has_weights": op.sorted_weights is not None,
@@ -140,7 +141,7 @@ def _down(lower: FunctionLowering, op: moe.DownOp) -> list[ir.Value]:
     params: Params = {
         "hidden": rows,
         "intermediate": columns,
-        **_product(op, x),
+        **_product(lower, op, x),
         "has_bias": op.bias is not None,
         "has_weights": op.sorted_weights is not None,
     }
@@ -156,7 +157,7 @@ def _one_stage(lower: FunctionLowering, op: moe.ExpertsOneStageOp) -> list[ir.Va
     params: Params = {
         "hidden": hidden,
         "intermediate": intermediate,
-        **_product(op, x),
+        **_product(lower, op, x),
         **activation(op),
         "requantize": op.scale_mode.value,
         "routing_weight_stage": op.routing_weight_stage.value,
@@ -170,7 +171,8 @@ def _one_stage(lower: FunctionLowering, op: moe.ExpertsOneStageOp) -> list[ir.Va
     return lower.launch("experts_one_stage", params, operands, results, blocks_of(sort), strided=[0])[:1]
 
 
-def _product(op, x: ir.Value) -> Params:
+def _product(lower: FunctionLowering, op, x: ir.Value) -> Params:
+    require_block(op, lower.target.name, lower.layout)
     return {"topk": op.topk.value, "block": op.block.value, "x": element(x)}
 
 

@@ -15,6 +15,7 @@ from moeloom.lowering.operands import (
     layout,
     mark_sort,
     placement,
+    require_block,
     require_mx_codes,
     require_mx_scales,
     require_per_1x32,
@@ -195,9 +196,7 @@ def _down(lower: FunctionLowering, op: moe.DownOp) -> list[ir.Value]:
 def _decodes(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp) -> bool:
     """Whether the decode kernels serve `op`: weights as streams, few rows a block. PassError for f16 on streams."""
     if lower.layout == "stream" and element(op.x) == "f16":
-        raise PassError(
-            op, f"weight streams of {lower.target.name} multiply bf16 or MXFP4: choose layout row_major"
-        )
+        raise PassError(op, f"weight streams of {lower.target.name} multiply bf16 or MXFP4: choose layout row_major")
     return lower.layout == "stream" and op.block.value == DECODE_BLOCK
 
 
@@ -280,6 +279,7 @@ def _activations(op) -> list[ir.Value]:
 
 def _product(lower: FunctionLowering, op, template: str) -> Params:
     require_mx_codes(op, lower.target.name)
+    require_block(op, lower.target.name, lower.layout)
     quantised = op.x_scales is not None
     return {
         "topk": op.topk.value,
