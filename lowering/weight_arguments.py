@@ -23,8 +23,10 @@ class WeightArguments:
 
     def _take(self, op, kind: str, rows: str, value: ir.Value) -> ir.Value:
         attrs = self._attributes(op, kind, value)
-        packed = packing.packed_type(self.layout, kind, list(value.type.shape))
-        return self._packed(op, value, packed, packing.recipe(self.layout, kind, rows, attrs))
+        # Beside a stream, a bias has its rows as row_major has them.
+        layout: packing.Layout = "row_major" if self.layout == "stream" else self.layout
+        packed = packing.packed_type(layout, kind, list(value.type.shape))
+        return self._packed(op, value, packed, packing.recipe(layout, kind, rows, attrs))
 
     def _take_stream(self, op, rows: str, payload: ir.Value, scales: ir.Value) -> ir.Value:
         """The stream of both, in the place of the payload; nothing reads the scales' argument any more."""

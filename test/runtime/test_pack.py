@@ -5,6 +5,7 @@ import torch
 
 from moeloom.runtime import pack as packing
 from moeloom.runtime.errors import ArtifactError
+from moeloom.runtime.pack_stream import pack_stream
 from moeloom.runtime.reference import quantise
 
 EXPERTS, ROWS, COLUMNS = 3, 64, 96
@@ -81,6 +82,21 @@ def test_row_major_has_gate_rows_first(order: str) -> None:
             source = row if order != "gate_up_interleaved" else 2 * (row % half) + row // half
             assert torch.equal(out[:, row], tensor[:, source])
         assert torch.equal(packing.unpack(r, out), tensor)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_stream_holds_payload_and_scales(order: str) -> None:
+    """As `pack_stream` makes it of each expert; a quantising recipe makes the same of the quantiser's own output."""
+    weight = torch.randn(EXPERTS, ROWS, COLUMNS).bfloat16()
+    codes, scales = (torch.stack(parts) for parts in zip(*(quantise(one, "even") for one in weight), strict=True))
+    r = recipe("stream", order, "w", "s", layout="stream") | {"warps": 2, "count": ROWS, "columns": COLUMNS}
+    want = torch.stack([pack_stream(c, s, order, 2) for c, s in zip(codes, scales, strict=True)])
+    blocks = codes.view(EXPERTS, ROWS, COLUMNS // 32, 16)
+    assert torch.equal(packed(r, {"w": blocks, "s": scales}), want)
+    quantising = r | {"sources": ["w"], "quantize": "even"}
+    assert torch.equal(packed(quantising, {"w": weight}), want)
+    turned = quantising | {"order": "kn"}
+    assert torch.equal(packed(turned, {"w": weight.transpose(1, 2).contiguous()}), want)
 
 
 def test_pattern_stacks_gate_over_up() -> None:
