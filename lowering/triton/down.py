@@ -61,7 +61,7 @@ def down_kernel(
     if STREAM_WARPS:
         sums = stream_sums(
             weight, expert, tile % tiles * BLOCK_N, x_rows, live, x_scales, row, start, stop,
-            HIDDEN, INTERMEDIATE, BLOCK, BLOCK_N, STREAM_WARPS, X, LAYOUT, TARGET,
+            HIDDEN, INTERMEDIATE, BLOCK, BLOCK_N, BLOCK_K, STREAM_WARPS, X, LAYOUT, TARGET,
         ).T  # fmt: skip
     else:
         sums = sums_of_rows(

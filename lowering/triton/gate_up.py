@@ -111,7 +111,7 @@ def activated(
     if STREAM_WARPS:
         gate, up = gate_up_of_stream(
             x_rows, live, x_scales, row, weight, expert, first,
-            HIDDEN, INTERMEDIATE, BLOCK, BLOCK_N, X, LAYOUT, STREAM_WARPS, TARGET,
+            HIDDEN, INTERMEDIATE, BLOCK, BLOCK_N, BLOCK_K, X, LAYOUT, STREAM_WARPS, TARGET,
         )  # fmt: skip
     else:
         gate, up = gate_up_of_rows(
@@ -189,6 +189,7 @@ def gate_up_of_stream(
     INTERMEDIATE: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     X: tl.constexpr,
     LAYOUT: tl.constexpr,
     STREAM_WARPS: tl.constexpr,
@@ -197,7 +198,7 @@ def gate_up_of_stream(
     """The same of a stream: rows r and r + 8 of a fragment are gate and up, held by one thread."""
     sums = stream_sums(
         stream, expert, 2 * first, x_rows, live, x_scales, row, 0, HIDDEN,
-        2 * INTERMEDIATE, HIDDEN, BLOCK, 2 * BLOCK_N, STREAM_WARPS, X, LAYOUT, TARGET,
+        2 * INTERMEDIATE, HIDDEN, BLOCK, 2 * BLOCK_N, BLOCK_K, STREAM_WARPS, X, LAYOUT, TARGET,
     )  # fmt: skip
     halves = tl.permute(tl.reshape(sums, [BLOCK_N // 8, 2, 8, BLOCK]), [0, 2, 3, 1])
     gate, up = tl.split(tl.reshape(halves, [BLOCK_N, BLOCK, 2]))
@@ -269,4 +270,4 @@ def constants(params: Params) -> dict[str, Any]:
 
 GATE_UP = Template(gate_up_kernel, arguments, constants)
 """Params: hidden, intermediate, topk, block, activation, alpha, limit, x, layout, has_bias, has_weights, requantize,
-weights, block_n (a multiple of 32), block_k (of 64); of a stream stream_warps, and block_k is 64."""
+weights, block_n (a multiple of 32), block_k (of 64); of a stream stream_warps."""

@@ -49,10 +49,10 @@ def stream_constants(params: Params) -> dict[str, Any]:
     """The warps of the stream, 0 where weights are row_major. CompileError for x or steps that streams do not take."""
     if not streamed(params):
         return {"STREAM_WARPS": 0}
-    if params["x"] == "f16" or params["block_k"] != CHUNK_COLUMNS:
+    if params["x"] == "f16" or params["block_k"] % CHUNK_COLUMNS:
         raise CompileError(
-            f"a stream is multiplied by bf16 or MXFP4 in steps of {CHUNK_COLUMNS} columns, not by {params['x']} "
-            f"in steps of {params['block_k']}: use weights row_major"
+            f"a weight stream takes bf16 or MXFP4 rows and a multiple of {CHUNK_COLUMNS} as block_k, not "
+            f"{params['x']} and {params['block_k']}: choose these or weights row_major"
         )
     return {"STREAM_WARPS": params["stream_warps"]}
 
