@@ -1,7 +1,7 @@
 """Weights of the layout `stream` (runtime/pack_stream.py) as the M side of products of many tokens.
 
-A lane's 16 bytes of a chunk are its registers of sm_90's A operand, four bits an element. With `num_warps` a multiple
-of 4 they are loaded, widened to bf16 and multiplied where they are: no weight passes through shared memory twice.
+A lane's 16 bytes of a chunk are its registers of sm_90's A operand, four bits an element: they are widened to bf16 and
+multiplied by wgmma where they are, and no weight is in shared memory but as a copy of the stream.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ CODES_TO_VALUES = tl.constexpr((253 << 7) * 0x10001)
 BF16_NAN, BF16_LEAST_SCALE = tl.constexpr(0x7FC0), tl.constexpr(0x0040)
 """The scales of bytes 255 and 0, the latter a subnormal bf16."""
 SUM_SCALE = tl.constexpr(2.0**62)
-"""A sum times this is the product: weights are 2^-126 times the code's value times 2^(byte + 64 - 127)."""
+"""A sum times this is the product: weights are 2^-126 times the code's value, times 2^(byte + 64 - 127). So one
+multiplication scales two of them, whatever the byte; f32 holds all bits of what then exceeds 2^-64."""
 
 
 @triton.constexpr_function
@@ -44,9 +45,9 @@ def tiles_of(rows: int, columns: int, warps: int) -> int:
 
 
 @triton.constexpr_function
-def tile_words(rows: int, columns: int, warps: int) -> int:
-    """i32 of a tile."""
-    return Stream(rows, columns, warps).records * (1 + Stream(rows, columns, warps).chunks) * warps * WORDS.value
+def records_of(rows: int, columns: int, warps: int) -> int:
+    """Records of a tile."""
+    return Stream(rows, columns, warps).records
 
 
 @triton.jit
@@ -77,24 +78,23 @@ def stream_sums(
     """
     chunks: tl.constexpr = chunks_of(N, K, WARPS)
     tiles: tl.constexpr = tiles_of(N, K, WARPS)
-    words_of_tile: tl.constexpr = tile_words(N, K, WARPS)
-    tl.static_assert(tiles * words_of_tile < 2**31, "offsets in the stream of an expert are 32 bits wide")
+    record_words: tl.constexpr = (1 + chunks) * WARPS * WORDS
+    tile_words: tl.constexpr = records_of(N, K, WARPS) * record_words
+    tl.static_assert(tiles * tile_words < 2**31, "offsets in the stream of an expert are 32 bits wide")
     fragments = tl.minimum(first // ROWS + tl.arange(0, BLOCK_N // ROWS), tiles * WARPS - 1)
-    places = fragments // WARPS * words_of_tile + fragments % WARPS * WORDS
-    own = stream + expert * (tiles * words_of_tile)
+    places = fragments // WARPS * tile_words + fragments % WARPS * WORDS
     word_places = places[:, None] + tl.arange(0, WORDS)[None, :]
     scale_places = places[:, None] + tl.arange(0, 8)[None, :] * ROW_WORDS
     sums = tl.zeros([BLOCK_N, BLOCK], tl.float32)
-    own += start // COLUMNS // chunks * ((1 + chunks) * WARPS * WORDS)
+    record = stream + expert * (tiles * tile_words) + start // COLUMNS // chunks * record_words
     number = start // COLUMNS % chunks  # of the chunk in its record
     for k in tl.range(start, stop, BLOCK_K):
         for part in tl.static_range(0, BLOCK_K, COLUMNS):
-            words = tl.load(own + (1 + number) * (WARPS * WORDS) + word_places)
-            scales = tl.load(own + number + scale_places)
-            # Past the last column x is 0, and the weights are any.
-            follows = k + (part + COLUMNS) < K
+            words = tl.load(record + (1 + number) * (WARPS * WORDS) + word_places)
+            scales = tl.load(record + number + scale_places)
             is_last = number == chunks - 1
-            own += tl.where(follows & is_last, (1 + chunks) * WARPS * WORDS, 0)
+            # Past the last column x is 0, and the weights are any of the last record.
+            record += tl.where(is_last & (k + part + COLUMNS < K), record_words, 0)
             number = tl.where(is_last, 0, number + 1)
             values = load_x(x_rows, live, k + part, K, COLUMNS, X, False)
             if X == F4:

@@ -42,9 +42,11 @@ def mx(*shape: int) -> tuple[Tensor, Tensor]:
 
 
 def streams(weight: tuple[Tensor, Tensor], rows: str) -> Tensor:
-    """i32 [E, ..]: the stream of each expert."""
-    packed = [pack_stream(codes, scales, rows, WARPS) for codes, scales in zip(*weight, strict=True)]
-    return torch.stack(packed).view(torch.int32)
+    """i32 [E, ..]: the stream of each expert, in memory that goes on with NaN scales."""
+    packed = torch.stack([pack_stream(codes, scales, rows, WARPS) for codes, scales in zip(*weight, strict=True)])
+    memory = torch.full((packed.numel() + packed[0].numel(),), 0xFF, dtype=torch.uint8)
+    memory[: packed.numel()] = packed.flatten()
+    return memory[: packed.numel()].view(packed.shape).view(torch.int32)
 
 
 def activations(sort: tuple[Tensor, ...], stage: int, columns: int, x: str, layout: str) -> list[Tensor]:
