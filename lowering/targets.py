@@ -58,7 +58,7 @@ class Target:
         """The largest M that takes the fused kernel. With k = 1, stage 1 quantises nothing twice, as stage 2."""
         return self.fused_rows[1 if topk == 1 else stage - 1] // topk
 
-    def tile(self, template: str, **facts: int | bool | str) -> Mapping[str, int]:
+    def tile(self, template: str, **facts: int | bool) -> Mapping[str, int]:
         """The tile sizes of `template` where `facts` hold of the kernel."""
         return next(tile.params for tile in self.tiles if tile.fits(template, facts))
 

@@ -32,7 +32,7 @@ class PlanExperts(Pass, name="moe-plan-experts"):
     layout: Literal["tiled_32x8", "row_major"] = "tiled_32x8"
     routing_weight_stage: Literal[1, 2] = 2
     decode_rows: int = 0
-    prefill_block: Literal[16, 32, 64, 128] = 32
+    prefill_block: Literal[8, 16, 32, 64, 128] = 32
     prefill_stages: Literal[1, 2] = 2
 
     def run(self, module: ir.Operation, report: Report) -> None:

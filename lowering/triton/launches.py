@@ -31,7 +31,7 @@ from moeloom.lowering.operands import (
 )
 from moeloom.lowering.packing import STREAM_WARPS
 from moeloom.passes.base import PassError
-from moeloom.runtime.stream import CHUNK_COLUMNS, FRAGMENT_ROWS, Stream
+from moeloom.runtime.stream import Stream
 
 DECODE_BLOCK = 8
 """Rows of a sort block of the decode kernels."""
@@ -291,12 +291,10 @@ def _product(lower: FunctionLowering, op, template: str) -> Params:
 
 
 def _weights(lower: FunctionLowering, product: str) -> Params:
-    """Where the weights are streams: how wide their tiles are, and so those of the product."""
+    """How the weights lie."""
     if lower.layout != "stream":
         return {"weights": "row_major"}
-    warps = STREAM_WARPS[product]
-    outputs = FRAGMENT_ROWS // 2 if product == "gate_up" else FRAGMENT_ROWS
-    return {"weights": "stream", "stream_warps": warps, "block_n": outputs * warps, "block_k": CHUNK_COLUMNS}
+    return {"weights": "stream", "stream_warps": STREAM_WARPS[product]}
 
 
 def _tiles(sort: SortSizes, outputs: int, params: Params) -> list[sizes.Expr]:

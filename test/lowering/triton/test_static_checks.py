@@ -50,7 +50,7 @@ def variants(layers: dict, target: str, templates: tuple[str, ...] = ()) -> Iter
 def test_takes_every_template_from_a_layer(layers, target):
     """So that nothing below holds of nothing."""
     found = {kernel["template"] for _, kernel, _ in variants(layers, target)}
-    assert found == {name for name in TEMPLATES if not name.startswith("decode_")}
+    assert found == {name for name in TEMPLATES if target == "sm_90" or not name.startswith("decode_")}
     assert {variant["divisible"] for _, _, variant in variants(layers, target)} == {16, 1}
 
 
