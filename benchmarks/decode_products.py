@@ -239,7 +239,7 @@ def main(folder: Path, compiling: bool, sustained: bool) -> None:
         compile_kernels(folder)
         return
     driver = Cuda(torch.cuda.current_device())
-    torch.cuda.init()
+    driver.enter_thread()
     for file, _, _ in kernels():
         product = Product(Kernel(driver, folder, file), file, 16)
         errors = [check(product, m, 16) for m in CHECKED]
