@@ -3,7 +3,7 @@
 Plain torch, one expert at a time. A recipe is the `moe.pack` dictionary of a weight argument.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from moeloom.runtime.errors import ArtifactError
 from moeloom.runtime.pack_stream import pack_stream
-from moeloom.runtime.reference import GROUP, quantise
+from moeloom.runtime.reference import quantise
 
 TILE_ROWS = 16
 CHUNK_WORDS = 32767  # i32 a step: in the second-level cache, and below what torch hands to its threads, which
@@ -25,31 +25,6 @@ class Source(Protocol):
     which reads one expert of a stacked tensor."""
 
     def get(self, name: str) -> Tensor | None: ...
-
-
-def packed_shape(recipe: Recipe, shapes: Sequence[tuple[int, ...]], experts: int | None = None) -> tuple[int, ...]:
-    """Shape of the packed tensor for sources of `shapes` (of one expert where the names are patterns of `experts`)."""
-    if recipe["kind"] == "as_is":
-        return shapes[0] if experts is None else (experts, sum(s[0] for s in shapes), *shapes[0][1:])
-    if experts is None:
-        experts, *one = shapes[0]
-    else:
-        one = [sum(s[0] for s in shapes), *shapes[0][1:]]
-    if recipe["kind"] == "bias":
-        return (experts, one[0])
-    if recipe.get("quantize", "none") != "none":
-        rows, columns = one if recipe.get("order", "nk") == "nk" else one[::-1]
-        groups = columns // GROUP
-    else:
-        rows = one[0]
-        groups = one[1] if len(one) == 3 or recipe["kind"] == "scales" else one[1] * 2 // GROUP
-    if _row_major(recipe):
-        return (experts, rows, groups if recipe["kind"] == "scales" else groups * GROUP // 2)
-    if rows % TILE_ROWS:
-        raise ArtifactError(f"{recipe['sources']} has {rows} rows; the n16k32 layout takes multiples of {TILE_ROWS}")
-    if recipe["kind"] == "scales":
-        return (experts, rows // TILE_ROWS, groups, TILE_ROWS)
-    return (experts, rows // TILE_ROWS, groups, 4, TILE_ROWS, 4)
 
 
 def pack(

@@ -131,22 +131,6 @@ def test_as_is_is_untouched() -> None:
     assert torch.equal(next(packing.pack(recipe("as_is", "plain", "r"), {"r": router})), router)
 
 
-@pytest.mark.parametrize(
-    ("r", "shapes", "experts", "want"),
-    [
-        (recipe("payload", "plain", "w"), [(4, 64, 3, 16)], None, (4, 4, 3, 4, 16, 4)),
-        (recipe("payload", "plain", "w"), [(4, 64, 48)], None, (4, 4, 3, 4, 16, 4)),
-        (recipe("scales", "plain", "w"), [(4, 64, 3)], None, (4, 4, 3, 16)),
-        (recipe("bias", "plain", "w"), [(4, 64)], None, (4, 64)),
-        (recipe("payload", "gate_up_concatenated", "{e}g", "{e}u"), [(32, 48), (32, 48)], 4, (4, 4, 3, 4, 16, 4)),
-        (recipe("payload", "plain", "w", quantize="even", order="kn"), [(4, 96, 64)], None, (4, 4, 3, 4, 16, 4)),
-        (recipe("scales", "plain", "w", quantize="even"), [(4, 64, 96)], None, (4, 4, 3, 16)),
-    ],
-)
-def test_packed_shape(r: dict, shapes: list, experts: int | None, want: tuple) -> None:
-    assert packing.packed_shape(r, shapes, experts) == want
-
-
 def test_refusals() -> None:
     with pytest.raises(ArtifactError, match=r"no tensor 'layer\.w'"):
         packed(recipe("payload", "plain", "w"), {}, prefix="layer.")
