@@ -7,10 +7,8 @@ from typing import Any
 
 from moeloom.lowering.cpu.build import write_libraries
 from moeloom.lowering.targets import Target
+from moeloom.lowering.triton.architecture import ALIGNED
 from moeloom.lowering.triton.build import write_kernels
-
-ALIGNED = 16
-"""What the fast variant of a GPU kernel assumes of pointers (bytes) and strides (elements)."""
 
 Progress = Callable[[int, int], None]
 

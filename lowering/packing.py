@@ -13,7 +13,7 @@ ROWS, GROUP = 16, 32
 
 Layout = Literal["n16k32", "row_major", "stream"]
 STREAM_WARPS = {"gate_up": 8, "down": 4}
-"""Warps of a tile of a stream, those of the decode kernel that reads it: the fastest on an H200."""
+"""Warps of a tile of a stream, those of the decode kernel that reads it (benchmarks/decode_products.py times them)."""
 
 
 def packed_type(layout: Layout, kind: str, dims: Sequence[int]) -> ir.RankedTensorType:

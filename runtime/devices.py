@@ -103,13 +103,16 @@ def find_gpu(index: int | None = None) -> Found | None:
 
 
 def runs_on(code: Architecture | None, gpu: Found) -> bool:
-    """Whether a GPU runs code for an architecture: AMD the very same; NVIDIA from the same minor version on."""
+    """Whether a GPU runs code for an architecture: AMD the very same; NVIDIA from the same minor version on.
+
+    From sm_90 on the code uses instructions of that very architecture (sm_90a), which no later one has.
+    """
     if code is None or code.backend != gpu.backend:
         return False
     if code.backend == "hip":
         return code.name == gpu.name
     (code_major, code_minor), (major, minor) = _capability(code.name), _capability(gpu.name)
-    return code_major == major and code_minor <= minor
+    return code_major == major and (code_minor == minor if major >= 9 else code_minor <= minor)
 
 
 def _capability(name: str) -> tuple[int, int]:

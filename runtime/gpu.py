@@ -6,6 +6,7 @@ call can be captured in a graph (docs/program.md, "Kernel ABI (GPU)").
 
 import ctypes
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -24,7 +25,7 @@ Handle = int
 """A module, a function or a stream of the driver."""
 
 
-class Driver:
+class Driver(ABC):
     """The entry points of a GPU driver that CUDA and HIP have in common, for one device. Errors are ArtifactError."""
 
     library: str
@@ -58,9 +59,9 @@ class Driver:
         found.argtypes, found.restype = arguments, ctypes.c_int
         return found
 
+    @abstractmethod
     def error(self, code: int) -> str:
         """What an error code means."""
-        raise NotImplementedError
 
     def check(self, code: int, what: str) -> None:
         if code:
@@ -83,8 +84,9 @@ class Driver:
         """Makes the device torch's current one."""
         return torch.cuda.device(self.torch_device)
 
+    @abstractmethod
     def enter_thread(self) -> None:
-        """What a thread needs before its first launch, the device being torch's current one: nothing."""
+        """Give the thread what its first launch needs, the device being torch's current one."""
 
     def stream(self) -> torch.cuda.Stream:
         """The caller's current stream."""

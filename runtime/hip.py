@@ -21,6 +21,9 @@ class Hip(Driver):
             return ctypes.CDLL(loaded)
         return super().open()
 
+    def enter_thread(self) -> None:
+        """Nothing: HIP gives every thread the context of its current device."""
+
     def error(self, code: int) -> str:
         describe = self.code.hipGetErrorString
         describe.argtypes, describe.restype = (ctypes.c_int,), ctypes.c_char_p

@@ -218,13 +218,6 @@ class Val:
             return Val(arith.fptosi(kind, self.v))
         return Val((arith.extui if target.width > source.width else arith.trunci)(kind, self.v))
 
-    def signed_to(self, kind: ir.Type) -> Val:
-        """Convert an integer or index with sign extension."""
-        source, target = element_of(self.type), element_of(kind)
-        if isinstance(source, ir.IndexType) or isinstance(target, ir.IndexType):
-            return Val(arith.index_cast(kind, self.v))
-        return Val(arith.extsi(kind, self.v))
-
     def bits(self, kind: ir.Type) -> Val:
         """Reinterpret the bits as another type of the same total width."""
         if isinstance(kind, ir.VectorType):

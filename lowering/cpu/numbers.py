@@ -15,7 +15,7 @@ from .tiers import Tier
 GROUP = 32
 """Elements that share one e8m0 scale."""
 E8M0_NAN = 255
-_SIGN, _INF = 0x80000000, 0x7F800000
+_INF = 0x7F800000
 
 
 def like(value: Val, element: ir.Type) -> ir.Type:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 KIB = 1024
+ALIGNED = 16
+"""Bytes of a pointer and elements of a stride that the fast variant of a kernel assumes multiples of."""
 
 
 @dataclass(frozen=True)

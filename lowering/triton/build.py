@@ -12,8 +12,8 @@ from typing import Any
 
 from moeloom.lowering.workers import CompileError, Job, content_key, make, sources
 
-from .architecture import Architecture
-from .compile import ALIGNED, CODE, FACTS
+from .architecture import ALIGNED, Architecture
+from .compile import CODE, FACTS
 from .templates import TEMPLATES
 
 COSTLY = ("gate_up", "down", "experts_one_stage")

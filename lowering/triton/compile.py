@@ -20,15 +20,12 @@ from triton.experimental.gluon._runtime import GluonASTSource
 from moeloom.lowering.workers import CompileError, serve
 
 from . import assembly
-from .architecture import ARCHITECTURES, Architecture
+from .architecture import ALIGNED, ARCHITECTURES, Architecture
 from .template import Params, Template
 from .templates import TEMPLATES
 
 CODE, ASSEMBLY, FACTS = "code", "assembly", "facts.json"
 """The files of a compiled variant."""
-
-ALIGNED = 16
-"""Bytes of a pointer and elements of a stride that a kernel may assume."""
 
 FUSED_MULTIPLY_ADD = False
 """Whether a*b + c may round once. Never: the CPU target and Triton's interpreter round twice, and scales, codes and

@@ -16,8 +16,6 @@ from .template import POINTERS, Params, Template
 _LARGEST, _TAKEN = tl.constexpr(0x7FFFFFFF), tl.constexpr(-0x80000000)
 _INF_BITS = tl.constexpr(0x7F800000)
 _SMALLEST_NORMAL = tl.constexpr(2.0**-126)
-_COLUMN_BITS = tl.constexpr(0x1FFF)
-"""Bits of a key that are 0 for every bf16 and f16 value: room for a column."""
 
 
 @triton.jit

@@ -48,7 +48,7 @@ CDNA = (
 )
 HOPPER = (
     _tile("quant", rows=1, groups=32, num_warps=4),
-    # The fastest of 30 tiles on an H200 up to 256 rows; 8 values a thread stay in its registers.
+    # Timed by benchmarks/quant_sort.py (docs/h200.md); 8 values a thread stay in its registers.
     _tile("quant_sort", rows=4, step=1, groups=32, num_warps=4),
     _tile("sort_tokens", rows=64, num_warps=8),
     _tile("combine", rows=1, block_n=1024, num_warps=4),

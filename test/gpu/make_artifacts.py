@@ -1,6 +1,6 @@
 """Compiles the artifacts of test/gpu, on a machine without a GPU: weights are made from a seed when they are loaded.
 
-python test/gpu/make_artifacts.py DIRECTORY [NAME...]     names of models, or "large", "small", "odd", "bytes"
+python test/gpu/make_artifacts.py DIRECTORY [NAME...]     names of models, or "large", "small", "odd", "bytes", "timed"
 
 "bytes" are programs of one site that return what the quantiser and the sorts wrote.
 """
@@ -119,7 +119,12 @@ ODD_MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     )
     for suffix, options in (("", A4), ("-a16", A16), ("-one-stage", A4 | {"stages": 1, "scale_mode": "rceil"}))
 }
-MODELS = LARGE | SMALL_MODELS | ODD_MODELS
+# Layers that take turns, so that a benchmark's weights come from memory.
+TIMED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "four-layers-a16": (LARGE_GPT_OSS | {"num_hidden_layers": 4}, A16),
+    "four-layers-a4": (LARGE_GPT_OSS | {"num_hidden_layers": 4}, A4),
+}
+MODELS = LARGE | SMALL_MODELS | ODD_MODELS | TIMED
 """config.json and options of `moeloom.compile` by name."""
 
 
@@ -164,7 +169,7 @@ def make(out: Path, source: str, suffix: str, **options: Any) -> None:
 
 
 def main(folder: Path, names: list[str]) -> None:
-    groups = {"large": LARGE, "small": SMALL_MODELS, "odd": ODD_MODELS, "bytes": {}}
+    groups = {"large": LARGE, "small": SMALL_MODELS, "odd": ODD_MODELS, "bytes": {}, "timed": TIMED}
     wanted = names or list(groups)
     models = [model for name in wanted for model in groups.get(name, [name])]
     for model in models:

@@ -7,7 +7,7 @@ import pytest
 from moeloom.lowering.workers import CompileError, Job, content_key, make
 
 WORKER = """
-import ctypes, os, sys, time
+import ctypes, os, pathlib, sys, time
 from moeloom.lowering.workers import CompileError, serve
 
 def compile(work, path):
@@ -33,6 +33,14 @@ def compile(work, path):
         os.abort()
     elif do == "exit":
         os._exit(3)
+    elif do == "refuse aloud":
+        os.symlink(f"/proc/{os.getpid()}", work["text"])
+        raise CompileError("it asks for 3 warps")
+    elif do == "wait for its end":  # of the worker that refused: it is killed once the jobs behind it are off the list
+        refused, patience = pathlib.Path(work["text"]), time.monotonic() + 60
+        while (not refused.is_symlink() or refused.exists()) and time.monotonic() < patience:
+            time.sleep(0.01)
+        path.write_text("late")
     # "nothing" makes nothing
 
 serve(compile)
@@ -95,10 +103,11 @@ def test_failure_is_one_line_and_leaves_no_file(module, tmp_path, do, problem):
 
 
 def test_failure_stops_the_jobs_behind_it(module, tmp_path):
-    jobs = [job("refuse", costly=True), *(job("file", str(number)) for number in range(40))]
-    with pytest.raises(CompileError):
-        make(module, jobs, tmp_path / "kept", quiet)
-    assert len(list((tmp_path / "kept").iterdir())) < 40
+    refused = tmp_path / "refused"
+    waits = [Job("kernel late", {"do": "wait for its end", "text": str(refused)}, f"late_{n}") for n in range(40)]
+    with pytest.raises(CompileError, match="3 warps"):
+        make(module, [job("refuse aloud", str(refused), costly=True), *waits], tmp_path / "kept", quiet)
+    assert len(list((tmp_path / "kept").iterdir())) < len(os.sched_getaffinity(0))  # those that had begun
 
 
 def test_key_follows_the_work_and_the_compiler():

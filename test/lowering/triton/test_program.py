@@ -56,6 +56,12 @@ class Interpreted(gpu.Driver):
         assert self._functions[module][1].symbol == symbol
         return module
 
+    def enter_thread(self) -> None:
+        """Nothing: the host needs no context."""
+
+    def error(self, code: int) -> str:
+        return f"error {code}"
+
     def launch(self, function: int, *rest: Any) -> int:
         x, y, z, threads, _, _, shared, _, addresses, _ = rest
         name, variant = self._functions[function]
