@@ -1,5 +1,6 @@
 """Runs a Triton template on the CPU, by Triton's interpreter, and compiles templates of the tests' own."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from moeloom.lowering.triton import build
 from moeloom.lowering.triton.templates import TEMPLATES
+
+# The machine of ptx/ is imported by name.
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture

@@ -1,11 +1,12 @@
-"""The PTX of a chunk, run by a small interpreter on 32 lanes, against the plain product of what was packed."""
+"""The PTX of a chunk, run on 32 lanes of the machine of ptx/, against the plain product of what was packed."""
 
 import re
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from ptx.machine import Machine
+from ptx.memory import Memory
 
 from moeloom.lowering.triton.decode_chunk import SUM_SCALE, chunk_assembly
 from moeloom.runtime.pack_stream import pack_stream
@@ -20,85 +21,31 @@ def floats(bits: np.ndarray) -> np.ndarray:
     return bits.astype(np.uint32).view(np.float32).astype(np.float64)
 
 
-def bits(values: np.ndarray) -> np.ndarray:
-    return values.astype(np.float32).view(np.uint32)
-
-
-def halves(register: np.ndarray) -> np.ndarray:
-    """float64 [32, 2]: the two bf16 of a register."""
-    return np.stack([floats(register << np.uint32(16)), floats(register & np.uint32(0xFFFF0000))], axis=1)
-
-
-class Warp:
-    """32 lanes that execute PTX one instruction at a time. Registers are u32 [32]; `shared` is u32 words."""
-
-    def __init__(self, operands: list[np.ndarray], shared: np.ndarray) -> None:
-        self.registers = {f"${number}": np.asarray(value, np.uint32) for number, value in enumerate(operands)}
-        self.shared = shared
-
-    def run(self, assembly: str) -> None:
-        for line in assembly.strip("{}\n\t").splitlines():
-            name, _, rest = line.strip().rstrip(";").partition(" ")
-            if name.startswith((".reg", "bar.warp.sync")):
-                continue
-            getattr(self, "_" + name.split(".")[0])(*re.findall(r"\{[^}]*\}|\[[^]]*\]|[^,\s]+", rest))
-
-    def _value(self, operand: str) -> np.ndarray:
-        if operand in self.registers:
-            return self.registers[operand]
-        number = int(operand[2:], 16) if operand.startswith("0f") else int(operand, 0)
-        return np.full(32, number, np.uint32)
-
-    def _several(self, operand: str) -> list[np.ndarray]:
-        return [self._value(name) for name in operand.strip("{}").split(", ")]
-
-    def _set(self, names: str, values: Callable[[int], np.ndarray]) -> None:
-        for number, name in enumerate(names.strip("{}").split(", ")):
-            self.registers[name] = values(number).astype(np.uint32)
-
-    def _mov(self, to, value):
-        self.registers[to] = self._value(value).copy()
-
-    def _shl(self, to, value, by):
-        self.registers[to] = self._value(value) << self._value(by)
-
-    def _shr(self, to, value, by):
-        self.registers[to] = self._value(value) >> self._value(by)
-
-    def _and(self, to, a, b):
-        self.registers[to] = self._value(a) & self._value(b)
-
-    def _lop3(self, to, a, b, c, table):
-        assert int(table, 0) == 0xF0 & 0xCC | 0xAA
-        self.registers[to] = self._value(a) & self._value(b) | self._value(c)
-
-    def _shfl(self, to, value, source, clamp, members):
-        assert int(clamp, 0) == (32 - 4) << 8 | 31 and int(members, 0) == 0xFFFFFFFF
-        self.registers[to] = self._value(value)[LANES // 4 * 4 + int(source)]
-
-    def _fma(self, to, a, b, c):
-        product = floats(self._value(a)) * floats(self._value(b)) + floats(self._value(c))
-        self.registers[to] = bits(product)
-
-    def _ldmatrix(self, to, place):
-        base, _, offset = place.strip("[]").partition(" + ")
-        address = self._value(base) + np.uint32(int(offset))
-        # Lane 8i + j gives row j of matrix i; lane 4r + c gets word c of row r of each.
-        self._set(to, lambda i: self.shared[address[8 * i + LANES // 4] // 4 + LANES % 4])
-
-    def _mma(self, d, a, b, c):
-        """m16n8k16 by the PTX ISA: a1, a3 are 8 rows down, a2, a3 8 columns right; b1 is 8 columns of K on."""
-        rows, columns = LANES // 4, LANES % 4 * 2
-        left, right, sums = np.full((16, 16), np.nan), np.full((16, 8), np.nan), np.full((16, 8), np.nan)
-        for half in (0, 1):
-            for i, register in enumerate(self._several(a)):
-                left[rows + 8 * (i % 2), columns + 8 * (i // 2) + half] = halves(register)[:, half]
-            for i, register in enumerate(self._several(b)):
-                right[columns + 8 * i + half, rows] = halves(register)[:, half]
-        for i, register in enumerate(self._several(c)):
-            sums[rows + 8 * (i // 2), columns + i % 2] = floats(register)
-        result = left @ right + sums
-        self._set(d, lambda i: bits(result[rows + 8 * (i // 2), columns + i % 2]))
+def on_a_warp(assembly: str, operands: list[np.ndarray], shared: np.ndarray) -> list[np.ndarray]:
+    """The outputs $0 to $3 of inline assembly, its operands u32 [32] by number, of 32 lanes with u32 words `shared`."""
+    memory = Memory()
+    given = memory.place(np.stack(operands).astype(np.uint32))
+    found = memory.place(like := np.zeros((4, 32), np.uint32), writable=True)
+    body = re.sub(r"\$(\d+)", r"%o\1", assembly)
+    loads = "".join(f"ld.global.b32 %o{i}, [%in + {128 * i}];" for i in range(len(operands)))
+    stores = "".join(f"st.global.b32 [%out + {128 * i}], %o{i};" for i in range(4))
+    text = f""".visible .entry chunk(.param .u64 given, .param .u64 found)
+        .reqntid 32
+        {{
+        .reg .b32 %o<{len(operands)}>, %lane;
+        .reg .b64 %in, %out;
+        mov.u32 %lane, %tid.x;
+        ld.param.b64 %in, [given];
+        mad.wide.u32 %in, %lane, 4, %in;
+        ld.param.b64 %out, [found];
+        mad.wide.u32 %out, %lane, 4, %out;
+        {loads}
+        {body}
+        {stores}
+        ret;
+        }}"""
+    Machine(text, memory, shared.view(np.uint8)).launch(1, [given, found])
+    return list(memory.read_back(found, like))
 
 
 def x_words(x: np.ndarray) -> np.ndarray:
@@ -114,11 +61,8 @@ def product(codes: torch.Tensor, scales: torch.Tensor, x: np.ndarray) -> np.ndar
     sums = [np.zeros(32, np.uint32)] * 4
     for chunk in range(stream.chunks):
         words, spread = packed[1 + chunk].reshape(32, 4).T, packed[0].reshape(32, 4).T
-        warp = Warp([*sums, *sums, *words, *spread, LANES * 16], x_words(x))
-        for output in range(4):  # tied to the sums before
-            warp.registers[f"${output}"] = sums[output].copy()
-        warp.run(chunk_assembly(chunk))
-        sums = [warp.registers[f"${output}"] for output in range(4)]
+        # $0-$3 are tied to $4-$7, the sums before.
+        sums = on_a_warp(chunk_assembly(chunk), [*sums, *sums, *words, *spread, LANES * 16], x_words(x))
     found = np.zeros((16, 8))
     for i in range(4):
         found[LANES // 4 + 8 * (i // 2), LANES % 4 * 2 + i % 2] = floats(sums[i]) * SUM_SCALE.value

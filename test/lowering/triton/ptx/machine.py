@@ -1,0 +1,179 @@
+"""A machine that runs PTX on the CPU: the threads of a block together, the blocks of a grid one after another.
+
+It follows the PTX ISA and nothing else, so that a whole kernel, Gluon and inline assembly included, is judged by what
+the assembler gets. Threads that branch apart go on from the lowest instruction and meet again there. Instructions of a
+warp demand all of its threads. An instruction without a rule, a race or an access out of bounds is an error with its
+line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from . import arithmetic, warp
+from .memory import Memory, Shared
+from .text import Instruction, Kernel, parse
+
+RULES = arithmetic.RULES | warp.RULES
+WIDTHS = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
+MOST_STEPS = 2_000_000
+SHARED_NAME = "global_smem"
+GARBAGE = 0xA5A5A5A5A5A5A5A5
+DONE = np.iinfo(np.int64).max
+
+
+class Fault(Exception):
+    """The kernel did what it must not, or the machine has no rule: the instruction and why."""
+
+
+class Machine:
+    """The state that instructions work on. `active` bool [threads]: those that execute the present one."""
+
+    def __init__(self, text: str, memory: Memory, shared: np.ndarray) -> None:
+        """`shared` u8: what shared memory holds when a block begins."""
+        self.kernel: Kernel = parse(text)
+        self.memory, self._shared_content = memory, shared
+        self.threads = np.arange(self.kernel.threads)
+        self.starts = {0, *self.kernel.labels.values()}
+        self.executed = 0
+
+    def launch(self, blocks: int, arguments: Sequence[int], order: Sequence[int] | None = None) -> None:
+        """Run a grid of `blocks`, in `order`."""
+        names = list(self.kernel.params)
+        assert len(arguments) <= len(names), f"{self.kernel.name} takes {len(names)} arguments"
+        self.params: Mapping[str, int] = dict(zip(names, [*arguments, *[0] * len(names)], strict=False))
+        for block in range(blocks) if order is None else order:
+            self._run(block, blocks)
+
+    def _run(self, block: int, blocks: int) -> None:
+        count = self.kernel.threads
+        self.shared = Shared(self._shared_content)
+        self.special = {"%tid.x": self.threads, "%ntid.x": count, "%ctaid.x": block, "%nctaid.x": blocks}
+        self.special |= {"%laneid": self.threads % 32, "%tid.y": 0, "%tid.z": 0, SHARED_NAME: 0}
+        self.special |= {"%ctaid.y": 0, "%ctaid.z": 0}
+        # Registers begin as garbage, the same on every run.
+        self.registers = {
+            name: np.full(count, True)
+            if bits == 1
+            else np.full(count, 0xA5A5A5A5A5A5A5A5 & (1 << bits) - 1, WIDTHS[bits])
+            for name, bits in self.kernel.registers.items()
+        }
+        self.at = np.zeros(count, np.int64)
+        self.waiting, self.parked = np.zeros(count, bool), np.zeros(count, bool)  # at a barrier, for their warp
+        while (alive := self.at != DONE).any():
+            free = alive & ~self.waiting & ~self.parked
+            if free.any():
+                self._run_group(free)
+            elif self.parked.any():
+                raise Fault(
+                    f"{self.kernel.code[self.at[self.parked].min()]}: a part of a warp waits for the rest of it"
+                )
+            else:
+                self.waiting[:] = False
+                self.shared.barrier()
+
+    def _run_group(self, free: np.ndarray) -> None:
+        """Run the threads that are at the lowest instruction up to where others may join them."""
+        here = int(self.at[free].min())
+        group = free & (self.at == here)
+        while True:
+            instruction = self.kernel.code[here]
+            if instruction.is_collective:
+                group = self._whole_warps(group, here)
+                if not group.any():
+                    return
+            self.executed += 1
+            if self.executed > MOST_STEPS:
+                raise Fault(f"{instruction}: more than {MOST_STEPS} instructions; does it end?")
+            self.active = group & self._guard(instruction)
+            here += 1
+            self.at[group] = here
+            match instruction.parts[0]:
+                case "bra":
+                    self.at[self.active] = self.kernel.labels[instruction.operands[0]]
+                    return
+                case "ret" | "exit":
+                    self.at[self.active] = DONE
+                    return
+                case "bar" | "barrier" if not instruction.is_collective:
+                    self.waiting |= self.active
+                    return
+            self._step(instruction)
+            if here in self.starts:
+                return
+
+    def _whole_warps(self, group: np.ndarray, here: int) -> np.ndarray:
+        """Of the threads at a warp's instruction those whose warp is there; the rest is parked until it is."""
+        joined = group | (self.parked & (self.at == here))
+        whole = np.repeat(joined.reshape(-1, 32).all(1), 32)
+        rest = joined & ~whole
+        self.at[rest], self.parked[joined] = here, rest[joined]
+        return joined & whole
+
+    def _guard(self, instruction: Instruction) -> np.ndarray:
+        if not instruction.guard:
+            return np.ones(self.kernel.threads, bool)
+        return self.registers[instruction.guard] ^ instruction.unless
+
+    def _step(self, instruction: Instruction) -> None:
+        rule = RULES.get(instruction.parts[0])
+        if rule is None:
+            raise Fault(f"{instruction}: the machine has no rule for it")
+        try:
+            # Wrapping and NaN are what the ISA means.
+            with np.errstate(all="ignore"):
+                rule(self, instruction.parts, instruction.operands)
+        except Exception as error:
+            raise Fault(f"{instruction}: {type(error).__name__}: {error}") from error
+
+    def value(self, operand: str, dtype: type) -> np.ndarray:
+        """The operand as `dtype` [threads]; registers are reinterpreted, numbers are cut to its width."""
+        if operand in self.registers:
+            held = self.registers[operand]
+            # Instructions of n bits may read wider registers.
+            return held if dtype is bool else narrowed(held, dtype)
+        if operand in self.special:
+            return np.broadcast_to(np.asarray(self.special[operand], np.int64), self.threads.shape).astype(dtype)
+        if operand in self.params:
+            return np.full(self.threads.shape, self.params[operand] & 0xFFFFFFFFFFFFFFFF, np.uint64).astype(dtype)
+        return np.full(self.threads.shape, number(operand, dtype), dtype)
+
+    def set(self, name: str, values: np.ndarray) -> None:
+        """Write the active threads' registers; `_` is a sink. Values of fewer bits are extended by zeros."""
+        if name == "_":
+            return
+        register = self.registers[name]
+        if register.dtype == bool:
+            register[self.active] = values[self.active]
+            return
+        raw = values.view(WIDTHS[8 * values.dtype.itemsize])
+        register[self.active] = raw[self.active].astype(register.dtype)
+
+    def warps(self, what: str) -> np.ndarray:
+        """The numbers of the active warps, each whole."""
+        whole = self.active.reshape(-1, 32)
+        assert (whole.all(1) | ~whole.any(1)).all(), f"{what} by a part of a warp"
+        return np.flatnonzero(whole.all(1))
+
+
+def narrowed(held: np.ndarray, dtype: type) -> np.ndarray:
+    """A register's bits as `dtype` of the same or a smaller width."""
+    size = np.dtype(dtype).itemsize
+    assert size <= held.dtype.itemsize, f"{8 * held.dtype.itemsize} bits read as {8 * size}"
+    if size < held.dtype.itemsize:
+        held = held.astype(WIDTHS[8 * size])
+    return held.view(dtype)
+
+
+def number(text: str, dtype: type) -> np.generic:
+    """A literal: 0fHEX, a decimal or hexadecimal integer, or a float."""
+    if text.startswith("0f"):
+        bits = np.array(int(text[2:], 16), np.uint32)
+        return bits.view(np.float32)[()] if dtype is np.float32 else bits[()]
+    if "." in text:
+        return np.float32(text)
+    given = int(text.rstrip("U"), 0)
+    size = 8 * np.dtype(dtype).itemsize
+    return np.array(given & (1 << size) - 1, WIDTHS[size]).view(dtype)[()]

@@ -1,0 +1,87 @@
+"""Memory of the PTX machine: buffers with guards between them, and shared memory that sees races."""
+
+from __future__ import annotations
+
+import numpy as np
+
+GUARD_BYTES = 512
+BASE = 1 << 33  # so that an address cut to 32 bits is seen
+
+
+class Memory:
+    """Global memory. Every access must lie in a buffer, be aligned, and write only what is to be written."""
+
+    def __init__(self) -> None:
+        self._bytes = np.zeros(0, np.uint8)
+        self._readable = np.zeros(0, bool)
+        self._writable = np.zeros(0, bool)
+
+    def place(self, content: np.ndarray, writable: bool = False, offset: int = 0) -> int:
+        """Copy `content` to a new address, a multiple of 256 plus `offset`."""
+        data = np.ascontiguousarray(content).view(np.uint8).ravel()
+        start = -(-(len(self._bytes) + GUARD_BYTES) // 256) * 256 + offset
+        grow = start + len(data) - len(self._bytes)
+        self._bytes = np.concatenate([self._bytes, np.full(grow, 0xFF, np.uint8)])
+        self._readable = np.concatenate([self._readable, np.zeros(grow, bool)])
+        self._writable = np.concatenate([self._writable, np.zeros(grow, bool)])
+        self._bytes[start:], self._readable[start:], self._writable[start:] = data, True, writable
+        return BASE + start
+
+    def read_back(self, address: int, like: np.ndarray) -> np.ndarray:
+        """What lies at `address` now, in the form of `like`."""
+        start = address - BASE
+        return self._bytes[start : start + like.nbytes].copy().view(like.dtype).reshape(like.shape)
+
+    def load(self, addresses: np.ndarray, size: int, threads: np.ndarray) -> np.ndarray:
+        """u8 [threads, size]."""
+        return self._bytes[self._places(addresses, size, self._readable, "reads")]
+
+    def store(self, addresses: np.ndarray, values: np.ndarray, threads: np.ndarray) -> None:
+        self._bytes[self._places(addresses, values.shape[1], self._writable, "writes")] = values
+
+    def _places(self, addresses: np.ndarray, size: int, allowed: np.ndarray, what: str) -> np.ndarray:
+        start = addresses.astype(np.int64) - BASE
+        assert not (start % size).any(), f"{what} {size} bytes at an address that is no multiple of them"
+        inside = (start >= 0) & (start + size <= len(self._bytes))
+        assert inside.all(), f"{what} {size} bytes outside of all buffers"
+        places = start[:, None] + np.arange(size)
+        assert allowed[places].all(), f"{what} {size} bytes that are not to be touched"
+        return places
+
+
+NOBODY, SEVERAL = -1, -2
+
+
+class Shared:
+    """Shared memory of a block. Between barriers no warp may touch what another one writes."""
+
+    def __init__(self, content: np.ndarray) -> None:
+        self._bytes = content.copy()
+        self.barrier()
+
+    def barrier(self) -> None:
+        self._writer = np.full(len(self._bytes), NOBODY, np.int64)
+        self._reader = np.full(len(self._bytes), NOBODY, np.int64)
+
+    def load(self, addresses: np.ndarray, size: int, threads: np.ndarray) -> np.ndarray:
+        places, warps = self._places(addresses, size), np.repeat(threads // 32, size).reshape(-1, size)
+        writer = self._writer[places]
+        assert ((writer == NOBODY) | (writer == warps)).all(), "reads what another warp wrote since the last barrier"
+        reader = self._reader[places]
+        self._reader[places] = np.where((reader == NOBODY) | (reader == warps), warps, SEVERAL)
+        return self._bytes[places]
+
+    def store(self, addresses: np.ndarray, values: np.ndarray, threads: np.ndarray) -> None:
+        size = values.shape[1]
+        places, warps = self._places(addresses, size), np.repeat(threads // 32, size).reshape(-1, size)
+        for touched in (self._writer[places], self._reader[places]):
+            free = (touched == NOBODY) | (touched == warps)
+            assert free.all(), "writes what another warp touched since the last barrier"
+        self._writer[places] = warps
+        self._bytes[places] = values
+
+    def _places(self, addresses: np.ndarray, size: int) -> np.ndarray:
+        start = addresses.astype(np.int64)
+        assert not (start % size).any(), f"{size} bytes of shared memory at an address that is no multiple of them"
+        assert (start + size <= len(self._bytes)).all(), f"{size} bytes behind the end of shared memory"
+        return start[:, None] + np.arange(size)

@@ -1,0 +1,122 @@
+"""Instructions that touch memory or other threads of a warp, by the PTX ISA."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from .arithmetic import TYPES, Rule, bf16_pairs, listed, registry
+
+SIZES = {"b8": 1, "b16": 2, "b32": 4, "b64": 8, "u8": 1, "u16": 2, "u32": 4, "s32": 4, "u64": 8, "f32": 4}
+RULES: dict[str, Rule] = {}
+rule = registry(RULES)
+
+
+@rule("ld", "st")
+def _memory(machine, parts, operands):
+    """ld and st of param, global and shared memory, one element a thread or a vector; cache hints mean nothing here."""
+    data, place = (operands[0], operands[1]) if parts[0] == "ld" else (operands[1], operands[0])
+    kind, names = parts[-1], listed(data)
+    base, _, offset = (part.strip() for part in re.sub(r"\s*\+\s*", "+", place.strip("[] ")).partition("+"))
+    if "param" in parts:
+        machine.set(names[0], machine.value(base, TYPES[kind]))
+        return
+    shared = "shared" in parts
+    address = machine.value(base, np.uint32 if shared else np.uint64).astype(np.int64) + int(offset or 0)
+    memory, threads, size = machine.shared if shared else machine.memory, machine.threads[machine.active], SIZES[kind]
+    address = address[machine.active]
+    if not len(threads):
+        return
+    if parts[0] == "ld":
+        found = memory.load(address, size * len(names), threads).reshape(-1, len(names), size)
+        for i, name in enumerate(names):
+            every = np.zeros(len(machine.threads), TYPES[f"u{8 * size}"])
+            every[machine.active] = np.ascontiguousarray(found[:, i]).view(every.dtype)[:, 0]
+            machine.set(name, every)
+    else:
+        values = [machine.value(name, TYPES[f"u{8 * size}"])[machine.active] for name in names]
+        raw = np.stack(values, 1).view(np.uint8).reshape(len(threads), -1)
+        memory.store(address, raw, threads)
+
+
+@rule("createpolicy", "griddepcontrol", "membar", "fence")
+def _nothing(machine, parts, operands):
+    """Changes no value here."""
+
+
+@rule("bar")
+def _bar_warp(machine, parts, operands):
+    machine.warps("bar.warp.sync")
+
+
+@rule("shfl")
+def _shfl(machine, parts, operands):
+    """shfl.sync of b32; lanes outside of their segment get their own value."""
+    *to, given, by, clamp, members = [*listed(operands[0].replace("|", ",")), *operands[1:]]
+    machine.warps("shfl")
+    assert (machine.value(members, np.uint32)[machine.active] == 0xFFFFFFFF).all(), "shfl of a part of a warp"
+    value, lane = machine.value(given, np.uint32), machine.threads % 32
+    by, limits = machine.value(by, np.uint32).astype(np.int64), machine.value(clamp, np.uint32).astype(np.int64)
+    bound, segment = limits & 31, limits >> 8 & 31
+    most, least = (lane & segment) | (bound & ~segment & 31), lane & segment
+    match parts[2]:
+        case "idx":
+            source = least | (by & ~segment & 31)
+            inside = source <= most
+        case "bfly":
+            source = lane ^ by
+            inside = source <= most
+        case "down":
+            source = lane + by
+            inside = source <= most
+        case _:
+            source = lane - by
+            inside = source >= most
+    chosen = machine.threads - lane + np.where(inside, source, lane)
+    machine.set(to[0], value[chosen])
+    if len(to) > 1:
+        machine.set(to[1], inside)
+
+
+LANE = np.arange(32)
+
+
+@rule("ldmatrix")
+def _ldmatrix(machine, parts, operands):
+    """Lane 8i + j gives the address of row j of matrix i; lane 4r + c gets word c of row r of each."""
+    assert "b16" in parts and "trans" not in parts
+    base, _, offset = (part.strip() for part in operands[1].strip("[] ").partition("+"))
+    address = machine.value(base, np.uint32).astype(np.int64) + int(offset or 0)
+    for warp in machine.warps("ldmatrix"):
+        lanes = 32 * warp + LANE
+        for i, name in enumerate(listed(operands[0])):
+            rows = machine.shared.load(address[lanes[8 * i : 8 * i + 8]], 16, np.full(8, 32 * warp))
+            machine.registers[name][lanes] = rows.view(np.uint32)[LANE // 4, LANE % 4]
+
+
+@rule("mma")
+def _mma(machine, parts, operands):
+    """m16n8k16 of bf16: a1 and a3 are 8 rows down, a2 and a3 8 columns right; b1 is 8 rows of K on."""
+    assert parts[3:] == ["m16n8k16", "row", "col", "f32", "bf16", "bf16", "f32"], parts
+    warps = machine.warps("mma")
+    rows, columns = LANE // 4, LANE % 4 * 2
+
+    def held(operand: str, kind: type) -> np.ndarray:
+        """[warps, registers, lanes]."""
+        return np.stack([machine.value(n, kind).reshape(-1, 32)[warps] for n in listed(operand)], 1)
+
+    a, b = bf16_pairs(held(operands[1], np.uint32)), bf16_pairs(held(operands[2], np.uint32))
+    left, right = np.empty((len(warps), 16, 16)), np.empty((len(warps), 16, 8))
+    for half in (0, 1):
+        for i in range(4):
+            left[:, rows + 8 * (i % 2), columns + 8 * (i // 2) + half] = a[:, i, :, half]
+        for i in range(2):
+            right[:, columns + 8 * i + half, rows] = b[:, i, :, half]
+    sums = np.empty((len(warps), 16, 8))
+    c = held(operands[3], np.float32)
+    for i in range(4):
+        sums[:, rows + 8 * (i // 2), columns + i % 2] = c[:, i]
+    sums = (left @ right + sums).astype(np.float32)
+    for i, name in enumerate(listed(operands[0])):
+        machine.registers[name].reshape(-1, 32)[warps] = sums[:, rows + 8 * (i // 2), columns + i % 2].view(np.uint32)
