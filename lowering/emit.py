@@ -174,7 +174,8 @@ class _Program:
 
     def alternatives(self, op: ir.Operation) -> dict:
         for value in op.results:
-            self.new_id(value)
+            if value not in self.ids:  # an outer guard may have named it
+                self.new_id(value)
         branches = []
         for region in op.regions:
             block = region.blocks[0]

@@ -36,16 +36,13 @@ def phases(options: Options, target: Target) -> list[tuple[str, list[Step]]]:
     """Named phases, each a list of passes: ours as objects, upstream's by name."""
     quantize = [QuantizeWeights(scale_mode=options.scale_mode)] if options.quantize_weights else []
     layout = layout_of(options, target)
-    decode = target.layouts[layout]
-    prefill = target.prefill or decode
+    *decode, beyond = target.plans(layout)
     plan = PlanExperts(
-        stages=options.stages or decode.stages,
+        stages=options.stages or beyond.stages,
         activations=options.activations,
         scale_mode=options.scale_mode,
-        block=decode.block,
-        decode_rows=decode.rows,
-        prefill_block=prefill.block,
-        prefill_stages=options.stages or prefill.stages,
+        block=beyond.block,
+        decode=",".join(f"{few.rows}:{few.block}:{options.stages or few.stages}" for few in decode) or "none",
     )
     lower = LowerToKernels(target=target.name, fusion=options.fusion, layout=layout)
     return [

@@ -22,7 +22,7 @@ class UnknownTargetError(Exception):
 class Plan:
     """How experts are planned: rows of a sort block (contract: BM), and what `--stages auto` means.
 
-    As a plan for decoding it holds while an expert has `rows` rows or fewer on average, with 0 for every M.
+    It holds while an expert has `rows` rows or fewer on average, with 0 for every M.
     """
 
     block: Block
@@ -35,19 +35,23 @@ class Target:
     """One row of the target table.
 
     `layouts` holds the layouts of packed weights that the target has kernels for, the preferred one first, each with
-    its plan for decoding; `prefill` plans more tokens. `fused_rows` holds, for stages 1 and 2, the most routed rows M*k
-    at which the fused quant + scale sort is not slower than the split pair. `sort_tokens` is the largest M whose token
-    sort is one launch. `tiles` lists the sizes of the Triton templates, the first that matches counts. `architecture`
-    is None for the CPU.
+    its plans for few tokens, fewest first; `prefill` plans more tokens. `fused_rows` holds, for stages 1 and 2, the
+    most routed rows M*k at which the fused quant + scale sort is not slower than the split pair. `sort_tokens` is the
+    largest M whose token sort is one launch. `tiles` lists the sizes of the Triton templates, the first that matches
+    counts. `architecture` is None for the CPU.
     """
 
     name: TargetName
-    layouts: Mapping[Layout, Plan]
+    layouts: Mapping[Layout, Sequence[Plan]]
     fused_rows: tuple[int, int]
     prefill: Plan | None = None
     sort_tokens: int = 0
     architecture: Architecture | None = None
     tiles: Sequence[Tile] = ()
+
+    def plans(self, layout: Layout) -> list[Plan]:
+        """All plans for weights of a layout, fewest tokens first, the last one for every M beyond."""
+        return [*self.layouts[layout], *([] if self.prefill is None else [self.prefill])]
 
     @property
     def layout(self) -> Layout:
@@ -63,6 +67,12 @@ class Target:
         return next(tile.params for tile in self.tiles if tile.fits(template, facts))
 
 
+DECODE = (Plan(block=8, rows=5), Plan(block=16, rows=20))
+"""An expert's weights are read once a sort block: with n rows on average, spread at random, in blocks of 8 1.07 times
+where n = 5 and 1.41 times where n = 8, in blocks of 16 once and, where n = 20, 1.78 times. On an H200 blocks of 8 took
+639 us at n = 8 (M = 256, E = 128), the products for many tokens 1114 us from n = 16 on (docs/h200.md). Blocks of 16 are
+placed by these figures; they were not timed.
+"""
 REFERENCE_SWITCH = (2048, 8192)
 """The contract's switch (section 4), for GPUs that were not measured."""
 
@@ -71,12 +81,12 @@ def _gpu(
     name: TargetName,
     table: Sequence[Tile],
     fused_rows: tuple[int, int] = REFERENCE_SWITCH,
-    stream: Mapping[Layout, Plan] = MappingProxyType({}),
+    stream: Mapping[Layout, Sequence[Plan]] = MappingProxyType({}),
 ) -> Target:
-    """A GPU target; `stream` is its plan for weights laid out for decoding, where it has kernels for them."""
+    """A GPU target; `stream` holds its plans for weights laid out for decoding, where it has kernels for them."""
     return Target(
         name,
-        layouts={**stream, "row_major": Plan(block=16, rows=16)},
+        layouts={**stream, "row_major": [Plan(block=16, rows=16)]},
         fused_rows=fused_rows,
         prefill=Plan(block=64),
         sort_tokens=256,
@@ -88,12 +98,12 @@ def _gpu(
 TARGETS: dict[str, Target] = {
     # `python benchmarks/quant_sort.py`, H = 2880, 2 threads of a Sapphire Rapids: stage 1 with k = 4 is even at M = 1,
     # 1.1 to 2.8 times the split pair above (a token is quantised k times); stage 2 takes 0.74 to 0.99 up to 16384.
-    "cpu": Target("cpu", {"n16k32": Plan(block=32)}, fused_rows=(4, 16384)),
+    "cpu": Target("cpu", {"n16k32": [Plan(block=32)]}, fused_rows=(4, 16384)),
     "gfx950": _gpu("gfx950", tiles.GFX950),
     "gfx942": _gpu("gfx942", tiles.GFX942),
     # The same on an H200, E = 128, blocks of 16 rows, H = 2880 and 7168 (docs/h200.md): the split pair has one launch
     # more, about 1.3 us; the fused kernel has a tile for every padding row of a block.
-    "sm_90": _gpu("sm_90", tiles.SM_90, fused_rows=(64, 128), stream={"stream": Plan(block=8, rows=8)}),
+    "sm_90": _gpu("sm_90", tiles.SM_90, fused_rows=(64, 128), stream={"stream": DECODE}),
     "sm_80": _gpu("sm_80", tiles.SM_90),
     "sm_100": _gpu("sm_100", tiles.SM_90),
 }

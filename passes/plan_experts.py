@@ -9,7 +9,7 @@ from torch_mlir.dialects import tensor as tensor_dialect
 from torch_mlir.rewrite import RewritePatternSet, walk_and_apply_patterns
 
 from moeloom.dialects import kernel, moe
-from moeloom.passes.base import Pass, PassError
+from moeloom.passes.base import OptionError, Pass, PassError, convert
 from moeloom.passes.builders import integer, tensor, word
 from moeloom.passes.report import Report
 
@@ -21,8 +21,8 @@ class PlanExperts(Pass, name="moe-plan-experts"):
     `stages` = 2 gives gate_up and down, 1 gives both in one op. `activations` = mxfp4 quantises what each product
     reads and sorts its scales; bf16 leaves bf16 or f16 values as they are. `block` is the rows of a sort block,
     `layout` that of sorted scales; `routing_weight_stage` = 1 applies the routing weight before the first bias.
-    With `decode_rows` > 0 that plan holds while an expert has so many rows or fewer on average; beyond, `prefill_block`
-    and `prefill_stages` do, and both plans stand in the program as alternatives.
+    `decode` may hold plans for few tokens, ROWS:BLOCK or ROWS:BLOCK:STAGES with commas between, rows ascending: sort
+    blocks of BLOCK rows while an expert has ROWS rows or fewer on average. All are alternatives in one program.
     """
 
     stages: Literal[1, 2] = 2
@@ -31,9 +31,11 @@ class PlanExperts(Pass, name="moe-plan-experts"):
     block: Literal[8, 16, 32, 64, 128] = 32
     layout: Literal["tiled_32x8", "row_major"] = "tiled_32x8"
     routing_weight_stage: Literal[1, 2] = 2
-    decode_rows: int = 0
-    prefill_block: Literal[8, 16, 32, 64, 128] = 32
-    prefill_stages: Literal[1, 2] = 2
+    decode: str = "none"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.few = self._decode_plans()
 
     def run(self, module: ir.Operation, report: Report) -> None:
         """Plan every moe.experts of `module`; PassError where the activations asked for do not fit the input."""
@@ -50,18 +52,40 @@ class PlanExperts(Pass, name="moe-plan-experts"):
         patterns.add(moe.ExpertsOp, plan)
         walk_and_apply_patterns(module, patterns.freeze())
 
+    def _decode_plans(self) -> "list[tuple[int, PlanExperts]]":
+        """(rows an expert, the plan up to that) for each of `decode`; OptionError where it is malformed."""
+        plans: list[tuple[int, PlanExperts]] = []
+        for item in [] if self.decode == "none" else self.decode.split(","):
+            match item.split(":"):
+                case [rows, *chosen] if rows.isdigit() and int(rows) and len(chosen) in (1, 2):
+                    values = dict(zip(("block", "stages"), chosen, strict=False))
+                    kinds = self.options()
+                    options = {name: convert(self.name, name, kinds[name], value) for name, value in values.items()}
+                    plans.append((int(rows), replace(self, decode="none", **options)))
+                case _:
+                    raise OptionError(
+                        f"'{self.name}' option decode has '{item}'; write ROWS:BLOCK or ROWS:BLOCK:STAGES"
+                    )
+        rows = [rows for rows, _ in plans]
+        if rows != sorted(set(rows)):
+            raise OptionError(f"'{self.name}' option decode is '{self.decode}'; its rows must ascend")
+        return plans
+
     def _planned(self, experts: moe.ExpertsOp) -> ir.Value:
-        """One plan for every M, or one up to `decode_tokens` and another beyond."""
-        if not self.decode_rows:
-            return Plan(self, experts).build()
-        limit = self.decode_rows * global_experts(experts) // moe.size(experts.ids, 1)
-        prefill = replace(self, block=self.prefill_block, stages=self.prefill_stages)
+        """One plan for every M, or those of `decode` in turn and this one beyond."""
+        return self._from(experts, [*self.few, (0, self)])
+
+    def _from(self, experts: moe.ExpertsOp, plans: "list[tuple[int, PlanExperts]]") -> ir.Value:
+        (rows, plan), *others = plans
+        if not others:
+            return Plan(plan, experts).build()
+        limit = rows * global_experts(experts) // moe.size(experts.ids, 1)
         tokens = tensor_dialect.dim(experts.ids, arith.constant(ir.IndexType.get(), 0))
-        why = f"sort blocks of {self.block} rows up to {limit} tokens, of {self.prefill_block} beyond"
+        why = f"sort blocks of {plan.block} rows up to {limit} tokens, of {others[0][1].block} beyond"
         guard = kernel.alternatives(tokens, "tokens", limit, why, [experts.out.type])
-        for region, options in zip(guard.regions, (self, prefill), strict=True):
+        for region, some in zip(guard.regions, ([(0, plan)], others), strict=True):
             with ir.InsertionPoint(region.blocks.append()):
-                kernel.create("kernel.yield", [Plan(options, experts).build()], [], {})
+                kernel.create("kernel.yield", [self._from(experts, some)], [], {})
         return guard.results[0]
 
 

@@ -1,7 +1,8 @@
-"""The inner step of the decode kernels on sm_90, in PTX: a chunk of weights times 8 tokens.
+"""The inner step of the decode kernels on sm_90, in PTX: a chunk of weights times an octet of tokens, or several.
 
 A chunk is 16 weight rows x 64 columns of a warp, as `runtime/pack_stream.py` lays them out: a lane's 16 bytes are its
-registers of four `mma.m16n8k16` A fragments, four bits an element. Weights are the M side, tokens the N side.
+registers of four `mma.m16n8k16` A fragments, four bits an element. Weights are the M side, tokens the N side: a
+fragment is decoded once and multiplied with every octet.
 
 A code's three magnitude bits are put where a bf16 has its low exponent bits and highest mantissa bit: that bf16 is
 2^-126 times the value, subnormals included, so no table and no conversion is needed. x lies in shared memory times
@@ -14,8 +15,8 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-TOKENS = gl.constexpr(8)
-"""Rows of a sort block: the N of the instruction."""
+OCTET = gl.constexpr(8)
+"""Tokens of an instruction, its N; a sort block has one octet of rows or several."""
 SUM_SCALE = gl.constexpr(2.0**30)
 """A finished sum times this is the product."""
 
@@ -46,41 +47,57 @@ def _fragment(word: str) -> list[str]:
 
 
 @gluon.constexpr_function
-def _multiply(words: list[str], group: int) -> list[str]:
-    """t0..t3: 32 columns, two fragments, times x in b(4 group)..b(4 group + 3)."""
+def _registers(name: str, first: int, count: int) -> str:
+    return "{" + ", ".join(f"{name}{first + i}" for i in range(count)) + "}"
+
+
+@gluon.constexpr_function
+def _multiply(words: list[str], group: int, octets: int) -> list[str]:
+    """t(4 o)..t(4 o + 3): 32 columns, two fragments, times x of octet o in b(8 o + 4 group)..b(8 o + 4 group + 3)."""
     lines = []
     for step, word in enumerate(words):
-        b = 4 * group + 2 * step
-        start = "{z, z, z, z}" if step == 0 else "{t0, t1, t2, t3}"
         lines += _fragment(word)
-        lines.append(
-            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-            f"{{t0, t1, t2, t3}}, {{a0, a1, a2, a3}}, {{b{b}, b{b + 1}}}, {start};"
-        )
+        for octet in range(octets):
+            sums = _registers("t", 4 * octet, 4)
+            x = _registers("b", 8 * octet + 4 * group + 2 * step, 2)
+            start = "{z, z, z, z}" if step == 0 else sums
+            lines.append(
+                f"mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {sums}, {{a0, a1, a2, a3}}, {x}, {start};"
+            )
     return lines
 
 
 @gluon.constexpr_function
-def chunk_assembly(chunk):
-    """PTX for chunk number `chunk` of a record. $0-$3: sums of (row, token) pairs as the instruction has them, $4-$7
-    the same before, $8-$11 the lane's words, $12-$15 its words of the scale chunk, $16 where the lane reads x."""
+def chunk_constraints(octets):
+    """Operands of `chunk_assembly` as inline assembly takes them."""
+    sums = 4 * octets
+    return ",".join([*["=f"] * sums, *[str(number) for number in range(sums)], *["r"] * 9])
+
+
+@gluon.constexpr_function
+def chunk_assembly(chunk, octets, octet_bytes):
+    """PTX for chunk number `chunk` of a record. Operands: 4 sums an octet, of (row, token) pairs as the instruction has
+    them, the same before, the lane's 4 words, its 4 words of the scale chunk, and where the lane reads x of the first
+    octet; those of the next one lie `octet_bytes` on."""
+    sums = 4 * octets
+    words, spread, place = 2 * sums, 2 * sums + 4, 2 * sums + 8
     lines = [
-        ".reg .b32 a<4>, b<8>, m, s, q, q2;",
-        ".reg .f32 t<4>, z, f0, f1;",
+        f".reg .b32 a<4>, b<{8 * octets}>, m, s, q, q2;",
+        f".reg .f32 t<{sums}>, z, f0, f1;",
         # No instruction, but ptxas moves no load past it: without it, loads of the ring sink to where they are used.
         "bar.warp.sync 0xffffffff;",
         "mov.f32 z, 0f00000000;",
         # The four lanes of a row share its scales: four words of the chunk each.
-        f"shfl.sync.idx.b32 q, ${12 + chunk % 4}, {chunk // 4}, 0x1c1f, 0xffffffff;",
+        f"shfl.sync.idx.b32 q, ${spread + chunk % 4}, {chunk // 4}, 0x1c1f, 0xffffffff;",
     ]
-    for half in (0, 1):
-        regs = ", ".join(f"b{4 * half + i}" for i in range(4))
-        lines.append(f"ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{{regs}}}, [$16 + {1024 * chunk + 512 * half}];")
     for group in (0, 1):
-        lines += _multiply([f"${8 + 2 * group}", f"${9 + 2 * group}"], group)
+        for octet in range(octets):
+            x, offset = _registers("b", 8 * octet + 4 * group, 4), octet * octet_bytes + 1024 * chunk + 512 * group
+            lines.append(f"ldmatrix.sync.aligned.m8n8.x4.shared.b16 {x}, [${place} + {offset}];")
+        lines += _multiply([f"${words + 2 * group}", f"${words + 2 * group + 1}"], group, octets)
         # Bytes: row r of both groups, row r + 8 of both groups.
         shifts = (23 - 8 * group, 7 - 8 * group)
         for row, shift in enumerate(shifts):
             lines += [_shifted("q2", "q", shift), f"and.b32 q2, q2, {SCALE};", f"mov.b32 f{row}, q2;"]
-        lines += [f"fma.rn.f32 ${i}, t{i}, f{i // 2}, ${i};" for i in range(4)]
+        lines += [f"fma.rn.f32 ${i}, t{i}, f{i % 4 // 2}, ${i};" for i in range(sums)]
     return "{\n\t" + "\n\t".join(lines) + "\n}"

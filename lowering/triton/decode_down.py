@@ -1,4 +1,4 @@
-"""Template `decode_down`: down for sort blocks of 8 rows on sm_90, at the speed of the weights' memory."""
+"""Template `decode_down`: down for sort blocks of few rows on sm_90, at the speed of the weights' memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from triton.experimental.gluon import language as gl
 
 from moeloom.runtime.stream import Stream
 
-from .decode_chunk import SUM_SCALE, TOKENS
+from .decode_chunk import OCTET, SUM_SCALE
 from .decode_params import decode_arguments, decode_constants, x_argument
 from .decode_stream import (
     CHUNK_COLUMNS,
@@ -17,6 +17,7 @@ from .decode_stream import (
     fill_ring,
     first_record,
     multiply_unit,
+    own_tokens,
     own_units,
     thread_numbers,
     threads_layout,
@@ -42,6 +43,7 @@ def decode_down_kernel(
     HIDDEN: gl.constexpr,
     INTERMEDIATE: gl.constexpr,
     TOPK: gl.constexpr,
+    BLOCK: gl.constexpr,
     X: gl.constexpr,
     LAYOUT: gl.constexpr,
     TILES: gl.constexpr,
@@ -54,10 +56,10 @@ def decode_down_kernel(
 ):
     COLUMNS: gl.constexpr = SPAN * CHUNKS * CHUNK_COLUMNS
     ROW: gl.constexpr = INTERMEDIATE // 2 if X == F4 else INTERMEDIATE
-    first, last = own_units(num_valid, SPLITS * TILES, PROGRAMS)
+    first, last = own_units(num_valid, BLOCK, SPLITS * TILES, PROGRAMS)
     if first >= last:
         return
-    shared = allocate_x(COLUMNS)
+    shared = allocate_x(COLUMNS, BLOCK)
     x_address = address_of(shared)
     next_expert = expert_of(expert_ids, first + 1, last, SPLITS * TILES)
     record = first_record(expert_of(expert_ids, first, last, SPLITS * TILES), first, last, TILES, SPLITS, SPAN)
@@ -69,15 +71,14 @@ def decode_down_kernel(
         if (unit == first) | (unit % TILES == 0):
             gather_x(
                 x_address, x, ROW, x_scales, sorted_ids, block, split * COLUMNS,
-                2, TOPK, INTERMEDIATE, COLUMNS, X, LAYOUT,
+                BLOCK, 2, TOPK, INTERMEDIATE, COLUMNS, X, LAYOUT,
             )  # fmt: skip
         following = first_record(next_expert, unit + 1, last, TILES, SPLITS, SPAN)
         later_expert = expert_of(expert_ids, unit + 2, last, SPLITS * TILES)  # so early that nobody waits for it
 
         # What the end needs is asked for before the product.
         output = _own_output(unit, TILES)
-        token = block * TOKENS + thread_numbers(threads_layout(gl.num_warps())) % 4 * 2
-        entry_0, entry_1 = gl.load(sorted_ids + token), gl.load(sorted_ids + token + 1)
+        entries = own_tokens(sorted_ids, block, BLOCK)
         if bias is not None:
             expert = record // (TILES * SPLITS * SPAN)
             biases = bias + expert.to(gl.int64) * HIDDEN + output
@@ -85,19 +86,21 @@ def decode_down_kernel(
             bias_0 = gl.load(biases, mask=output < biased, other=0.0)
             bias_8 = gl.load(biases + 8, mask=output + 8 < biased, other=0.0)
         if sorted_weights is not None:
-            share_0, share_1 = gl.load(sorted_weights + token), gl.load(sorted_weights + token + 1)
+            shares = own_tokens(sorted_weights, block, BLOCK)
 
-        sums, ring = multiply_unit(ring, weight, record, following, x_address, SPAN, CHUNKS, RING)
-        sum_00, sum_01 = sums[0] * SUM_SCALE, sums[1] * SUM_SCALE
-        sum_80, sum_81 = sums[2] * SUM_SCALE, sums[3] * SUM_SCALE
-        if bias is not None:
-            sum_00, sum_01, sum_80, sum_81 = sum_00 + bias_0, sum_01 + bias_0, sum_80 + bias_8, sum_81 + bias_8
-        if sorted_weights is not None:
-            sum_00, sum_01, sum_80, sum_81 = sum_00 * share_0, sum_01 * share_1, sum_80 * share_0, sum_81 * share_1
+        sums, ring = multiply_unit(ring, weight, record, following, x_address, BLOCK, SPAN, CHUNKS, RING)
         output = _own_output(unit, TILES)
         partial = out + split.to(gl.int64) * M * (TOPK * HIDDEN)
-        _store(partial, sum_00, sum_80, entry_0, output, HIDDEN, TOPK)
-        _store(partial, sum_01, sum_81, entry_1, output, HIDDEN, TOPK)
+        for token in gl.static_range(2 * (BLOCK // OCTET)):
+            sum_0, sum_8 = (
+                sums[token // 2 * 4 + token % 2] * SUM_SCALE,
+                sums[token // 2 * 4 + token % 2 + 2] * SUM_SCALE,
+            )
+            if bias is not None:
+                sum_0, sum_8 = sum_0 + bias_0, sum_8 + bias_8
+            if sorted_weights is not None:
+                sum_0, sum_8 = sum_0 * shares[token], sum_8 * shares[token]
+            _store(partial, sum_0, sum_8, entries[token], output, HIDDEN, TOPK)
         record, next_expert = following, later_expert
     shared._keep_alive()
 

@@ -1,4 +1,4 @@
-"""Template `decode_gate_up`: gate_up for sort blocks of 8 rows on sm_90, at the speed of the weights' memory."""
+"""Template `decode_gate_up`: gate_up for sort blocks of few rows on sm_90, at the speed of the weights' memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from triton.experimental.gluon import language as gl
 from moeloom.runtime.stream import Stream
 
 from .activation import gated
-from .decode_chunk import SUM_SCALE, TOKENS
+from .decode_chunk import OCTET, SUM_SCALE
 from .decode_params import decode_arguments, decode_constants, x_argument
 from .decode_stream import (
     CHUNK_COLUMNS,
@@ -18,6 +18,7 @@ from .decode_stream import (
     fill_ring,
     first_record,
     multiply_unit,
+    own_tokens,
     own_units,
     thread_numbers,
     threads_layout,
@@ -43,6 +44,7 @@ def decode_gate_up_kernel(
     HIDDEN: gl.constexpr,
     INTERMEDIATE: gl.constexpr,
     TOPK: gl.constexpr,
+    BLOCK: gl.constexpr,
     X: gl.constexpr,
     LAYOUT: gl.constexpr,
     TILES: gl.constexpr,
@@ -56,10 +58,10 @@ def decode_gate_up_kernel(
     TARGET: gl.constexpr,
 ):
     COLUMNS: gl.constexpr = RECORDS * CHUNKS * CHUNK_COLUMNS
-    first, last = own_units(num_valid, TILES, PROGRAMS)
+    first, last = own_units(num_valid, BLOCK, TILES, PROGRAMS)
     if first >= last:
         return
-    shared = allocate_x(COLUMNS)
+    shared = allocate_x(COLUMNS, BLOCK)
     x_address = address_of(shared)
     next_expert = expert_of(expert_ids, first + 1, last, TILES)
     record = first_record(expert_of(expert_ids, first, last, TILES), first, last, TILES, 1, RECORDS)
@@ -69,7 +71,7 @@ def decode_gate_up_kernel(
         if (unit == first) | (unit % TILES == 0):
             gather_x(
                 x_address, x, x_stride, x_scales, sorted_ids, block, 0,
-                1, TOPK, HIDDEN, COLUMNS, X, LAYOUT,
+                BLOCK, 1, TOPK, HIDDEN, COLUMNS, X, LAYOUT,
             )  # fmt: skip
         following = first_record(next_expert, unit + 1, last, TILES, 1, RECORDS)
         later_expert = expert_of(expert_ids, unit + 2, last, TILES)  # so early that nobody waits for it
@@ -77,26 +79,24 @@ def decode_gate_up_kernel(
         # What the end needs is asked for before the product.
         output = _own_output(unit, TILES)
         present = output < INTERMEDIATE
-        token = block * TOKENS + thread_numbers(threads_layout(gl.num_warps())) % 4 * 2
-        entry_0, entry_1 = gl.load(sorted_ids + token), gl.load(sorted_ids + token + 1)
+        entries = own_tokens(sorted_ids, block, BLOCK)
         if bias is not None:
             expert = record // (TILES * RECORDS)
             biases = bias + expert.to(gl.int64) * (2 * INTERMEDIATE) + output
             gate_bias = gl.load(biases, mask=present, other=0.0)
             up_bias = gl.load(biases + INTERMEDIATE, mask=present, other=0.0)
         if sorted_weights is not None:
-            share_0, share_1 = gl.load(sorted_weights + token), gl.load(sorted_weights + token + 1)
+            shares = own_tokens(sorted_weights, block, BLOCK)
 
-        sums, ring = multiply_unit(ring, weight, record, following, x_address, RECORDS, CHUNKS, RING)
-        gate_0, gate_1 = sums[0] * SUM_SCALE, sums[1] * SUM_SCALE
-        up_0, up_1 = sums[2] * SUM_SCALE, sums[3] * SUM_SCALE
-        if sorted_weights is not None:
-            gate_0, gate_1, up_0, up_1 = gate_0 * share_0, gate_1 * share_1, up_0 * share_0, up_1 * share_1
-        if bias is not None:
-            gate_0, gate_1, up_0, up_1 = gate_0 + gate_bias, gate_1 + gate_bias, up_0 + up_bias, up_1 + up_bias
+        sums, ring = multiply_unit(ring, weight, record, following, x_address, BLOCK, RECORDS, CHUNKS, RING)
         output = _own_output(unit, TILES)
-        _store(h, gated(gate_0, up_0, ACTIVATION, ALPHA, LIMIT), entry_0, output, INTERMEDIATE, TOPK)
-        _store(h, gated(gate_1, up_1, ACTIVATION, ALPHA, LIMIT), entry_1, output, INTERMEDIATE, TOPK)
+        for token in gl.static_range(2 * (BLOCK // OCTET)):
+            gate, up = sums[token // 2 * 4 + token % 2] * SUM_SCALE, sums[token // 2 * 4 + token % 2 + 2] * SUM_SCALE
+            if sorted_weights is not None:
+                gate, up = gate * shares[token], up * shares[token]
+            if bias is not None:
+                gate, up = gate + gate_bias, up + up_bias
+            _store(h, gated(gate, up, ACTIVATION, ALPHA, LIMIT), entries[token], output, INTERMEDIATE, TOPK)
         record, next_expert = following, later_expert
     shared._keep_alive()
 

@@ -7,9 +7,12 @@ from typing import Any
 from moeloom.lowering.workers import CompileError
 from moeloom.runtime.stream import Stream
 
-from .decode_chunk import TOKENS
+from .decode_chunk import OCTET
 from .product_params import product_arguments
 from .template import POINTERS, Params
+
+BLOCKS = (OCTET.value, 2 * OCTET.value)
+"""Rows of a sort block: with more, x of a block leaves no shared memory for a second program on an SM."""
 
 
 def decode_arguments(params: Params) -> list[tuple[str, str]]:
@@ -23,14 +26,14 @@ def decode_arguments(params: Params) -> list[tuple[str, str]]:
 
 def decode_constants(params: Params, stream: Stream, splits: int) -> dict[str, Any]:
     """Sizes, the form of x, the stream's and the ring. CompileError for what these kernels do not do."""
-    if params["block"] != TOKENS.value or params["x"] not in ("bf16", "f4E2M1FN"):
+    if params["block"] not in BLOCKS or params["x"] not in ("bf16", "f4E2M1FN"):
         raise CompileError(
-            f"the decode kernels take sort blocks of {TOKENS.value} rows of bf16 or MXFP4, "
+            f"the decode kernels take sort blocks of {' or '.join(map(str, BLOCKS))} rows of bf16 or MXFP4, "
             f"not of {params['block']} rows of {params['x']}: use gate_up and down"
         )
     if stream.records % splits:
         raise CompileError(f"{stream.records} records of weights cannot be split {splits} times; choose a divisor")
-    named = ("hidden", "intermediate", "topk", "x", "layout", "programs")
+    named = ("hidden", "intermediate", "topk", "block", "x", "layout", "programs")
     sizes = {"TILES": stream.tiles, "CHUNKS": stream.chunks, "RING": min(params["ring"], 1 + stream.chunks)}
     return {**{name.upper(): params[name] for name in named}, **sizes}
 

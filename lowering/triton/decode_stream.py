@@ -1,6 +1,6 @@
 """What the decode kernels share: units of work and the ring of weight chunks in registers.
 
-A unit is a sort block of 8 rows, a split of K and a tile of weight rows. Units are numbered in this order, tiles
+A unit is a sort block, a split of K and a tile of weight rows. Units are numbered in this order, tiles
 fastest, and a program takes a run of them: it reads memory from one end to the other and gathers x only where the
 block changes. The ring holds the next chunks of its warps across units and experts, so that loads never stop.
 """
@@ -10,12 +10,15 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from .decode_chunk import TOKENS, chunk_assembly
+from .decode_chunk import OCTET, chunk_assembly, chunk_constraints
 
 CHUNK_WORDS = gl.constexpr(128)
 """i32 of a chunk."""
 CHUNK_COLUMNS = gl.constexpr(64)
 CHUNK_X_BYTES = gl.constexpr(1024)
+"""Of an octet."""
+COLUMN_BYTES = gl.constexpr(16)
+"""Of an octet in bf16."""
 
 
 @gluon.constexpr_function
@@ -39,9 +42,9 @@ def thread_numbers(layout: gl.constexpr):
 
 
 @gluon.jit
-def own_units(num_valid, PER_BLOCK: gl.constexpr, PROGRAMS: gl.constexpr):
-    """The first unit of this program and the one behind its last."""
-    units = gl.load(num_valid) // TOKENS * PER_BLOCK
+def own_units(num_valid, BLOCK: gl.constexpr, PER_BLOCK: gl.constexpr, PROGRAMS: gl.constexpr):
+    """The first unit of this program and the one behind its last, of PER_BLOCK a sort block of BLOCK rows."""
+    units = gl.load(num_valid) // BLOCK * PER_BLOCK
     share, rest = units // PROGRAMS, units % PROGRAMS
     program = gl.program_id(0)
     first = program * share + gl.minimum(program, rest)
@@ -77,61 +80,89 @@ def fill_ring(stream, record, CHUNKS: gl.constexpr, RING: gl.constexpr):
     """The first RING chunks of a record."""
     ring = (load_chunk(stream, record, 0, CHUNKS),)
     for step in gl.static_range(1, RING):
-        ring = _pushed(ring, load_chunk(stream, record, step, CHUNKS))
+        ring = pushed(ring, load_chunk(stream, record, step, CHUNKS))
     return ring
 
 
 @gluon.jit
-def _pushed(ring, chunk):
-    """`ring` with one more chunk."""
-    last = (chunk,)
-    return ring + last
+def pushed(values, one):
+    """The tuple `values` with one more."""
+    last = (one,)
+    return values + last
 
 
 @gluon.jit
-def zero_sums():
-    """Four f32 [threads]: rows r, r, r + 8, r + 8 of a fragment times tokens 2c, 2c + 1, 2c, 2c + 1, in lane 4r + c."""
+def zero_sums(OCTETS: gl.constexpr):
+    """4 f32 [threads] an octet: rows r, r, r + 8, r + 8 of a fragment times tokens 2c, 2c + 1, 2c, 2c + 1, in lane
+    4r + c."""
     zero = gl.full([32 * gl.num_warps()], 0.0, gl.float32, threads_layout(gl.num_warps()))
-    return zero, zero, zero, zero
+    sums = (zero, zero, zero, zero)
+    for _ in gl.static_range(4, 4 * OCTETS):
+        sums = pushed(sums, zero)
+    return sums
 
 
 @gluon.jit
-def multiply_chunk(sums, words, scales, x_lane, CHUNK: gl.constexpr):
+def multiply_chunk(sums, words, scales, x_lane, CHUNK: gl.constexpr, OCTET_BYTES: gl.constexpr):
     """`sums` + chunk number CHUNK of a record times x. `x_lane` i32 [threads]: where a lane reads the record's x."""
     form: gl.constexpr = sums[0].type
+    octets: gl.constexpr = len(sums) // 4
+    rest = (words, scales, x_lane)
     return gl.inline_asm(
-        chunk_assembly(CHUNK),
-        "=f,=f,=f,=f,0,1,2,3,r,r,r,r,r,r,r,r,r",
-        [sums[0], sums[1], sums[2], sums[3], words, scales, x_lane],
-        (form, form, form, form),
+        chunk_assembly(CHUNK, octets, OCTET_BYTES),
+        chunk_constraints(octets),
+        sums + rest,
+        (form,) * len(sums),
         is_pure=False,
     )
 
 
 @gluon.jit
-def multiply_record(sums, ring, stream, record, following, x_lane, CHUNKS: gl.constexpr, RING: gl.constexpr):
+def multiply_record(
+    sums, ring, stream, record, following, x_lane, CHUNKS: gl.constexpr, RING: gl.constexpr, OCTET_BYTES: gl.constexpr
+):
     """`sums` + a record whose first RING chunks are in `ring`; refills it, at the end from record `following`."""
     scales = ring[0]
     for step in gl.static_range(0, CHUNKS + 1):
         if step > 0:
-            sums = multiply_chunk(sums, ring[0], scales, x_lane, step - 1)
+            sums = multiply_chunk(sums, ring[0], scales, x_lane, step - 1, OCTET_BYTES)
         if step + RING <= CHUNKS:
             fresh = load_chunk(stream, record, step + RING, CHUNKS)
         else:
             fresh = load_chunk(stream, following, step + RING - CHUNKS - 1, CHUNKS)
-        ring = _pushed(ring[1:], fresh)
+        ring = pushed(ring[1:], fresh)
     return sums, ring
 
 
 @gluon.jit
 def multiply_unit(
-    ring, stream, record, following, x_address, SPAN: gl.constexpr, CHUNKS: gl.constexpr, RING: gl.constexpr
+    ring,
+    stream,
+    record,
+    following,
+    x_address,
+    BLOCK: gl.constexpr,
+    SPAN: gl.constexpr,
+    CHUNKS: gl.constexpr,
+    RING: gl.constexpr,
 ):
-    """Sums of SPAN records from number `record`, and the ring: then filled from record `following`."""
-    sums = zero_sums()
+    """Products of SPAN records from number `record` with x (`zero_sums` says which), and the ring: then filled from
+    record `following`."""
+    sums = zero_sums(BLOCK // OCTET)
+    octet_bytes: gl.constexpr = SPAN * CHUNKS * CHUNK_COLUMNS * COLUMN_BYTES
     x_lane = x_address + thread_numbers(threads_layout(gl.num_warps())) % 32 * 16
     for step in range(SPAN):
         then = gl.where(step + 1 < SPAN, record + step + 1, following)
-        sums, ring = multiply_record(sums, ring, stream, record + step, then, x_lane, CHUNKS, RING)
+        sums, ring = multiply_record(sums, ring, stream, record + step, then, x_lane, CHUNKS, RING, octet_bytes)
         x_lane += CHUNKS * CHUNK_X_BYTES
     return sums, ring
+
+
+@gluon.jit
+def own_tokens(values, block, BLOCK: gl.constexpr):
+    """Of `values`, one a sorted row, those of the tokens 2c, 2c + 1 of each octet of `block`: [threads] each."""
+    place = values + block * BLOCK + thread_numbers(threads_layout(gl.num_warps())) % 4 * 2
+    found = (gl.load(place), gl.load(place + 1))
+    for octet in gl.static_range(1, BLOCK // OCTET):
+        found = pushed(pushed(found, gl.load(place + octet * OCTET)), gl.load(place + octet * OCTET + 1))
+    return found

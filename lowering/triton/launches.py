@@ -33,10 +33,10 @@ from moeloom.lowering.packing import STREAM_WARPS
 from moeloom.passes.base import PassError
 from moeloom.runtime.stream import Stream
 
-DECODE_BLOCK = 8
+DECODE_BLOCKS = (8, 16)
 """Rows of a sort block of the decode kernels."""
-BYTES_A_COLUMN, SHARED_RESERVE = 16, 2048
-"""Shared memory of a decode kernel: 8 rows of bf16, and what every program has besides."""
+BYTES_A_VALUE, SHARED_RESERVE = 2, 2048
+"""Shared memory of a decode kernel: x of its block in bf16, and what every program has besides."""
 
 
 def _route(lower: FunctionLowering, op: moe.RouteOp) -> list[ir.Value]:
@@ -194,10 +194,28 @@ def _down(lower: FunctionLowering, op: moe.DownOp) -> list[ir.Value]:
 
 
 def _decodes(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp) -> bool:
-    """Whether the decode kernels serve `op`: weights as streams, few rows a block. PassError for f16 on streams."""
+    """Whether the decode kernels serve `op`: weights as streams, few rows a block, whose x a program can hold.
+
+    PassError for f16 on streams.
+    """
     if lower.layout == "stream" and element(op.x) == "f16":
         raise PassError(op, f"weight streams of {lower.target.name} multiply bf16 or MXFP4: choose layout row_major")
-    return lower.layout == "stream" and op.block.value == DECODE_BLOCK
+    if lower.layout != "stream" or op.block.value not in DECODE_BLOCKS:
+        return False
+    columns = moe.size(op.x, -1) // (_splits(op) if isinstance(op, moe.DownOp) else 1)
+    return _programs_by_shared(lower, op, columns) > 0
+
+
+def _programs_by_shared(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp, columns: int) -> int:
+    """How many programs' `columns` of a sort block an SM holds."""
+    assert lower.target.architecture is not None
+    return lower.target.architecture.shared_limit // (BYTES_A_VALUE * op.block.value * columns + SHARED_RESERVE)
+
+
+def _splits(op: moe.DownOp) -> int:
+    """Three parts of K keep the GPU busy for one token; records are not divided."""
+    records = Stream(moe.size(op.out, -1), moe.size(op.x, -1), STREAM_WARPS["down"]).records
+    return next(parts for parts in (3, 2, 1) if records % parts == 0) if _only_combined(op) else 1
 
 
 def _decode_gate_up(lower: FunctionLowering, op: moe.GateUpOp) -> list[ir.Value]:
@@ -215,9 +233,7 @@ def _decode_gate_up(lower: FunctionLowering, op: moe.GateUpOp) -> list[ir.Value]
 
 def _decode_down(lower: FunctionLowering, op: moe.DownOp) -> list[ir.Value]:
     hidden, columns = moe.size(op.out, -1), moe.size(op.x, -1)
-    records = Stream(hidden, columns, STREAM_WARPS["down"]).records
-    # Three parts keep the GPU busy for one token; records are not divided.
-    splits = next(parts for parts in (3, 2, 1) if records % parts == 0) if _only_combined(op) else 1
+    splits = _splits(op)
     params: Params = {
         "hidden": hidden,
         "intermediate": columns,
@@ -232,10 +248,9 @@ def _decode(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp, product: str
     """What both decode kernels take. As many programs as the GPU runs at once, each holding `columns` of a block."""
     require_mx_codes(op, lower.target.name)
     architecture, warps = lower.target.architecture, STREAM_WARPS[product]
-    tile = lower.target.tile(f"decode_{product}")
+    tile = lower.target.tile(f"decode_{product}", block=op.block.value)
     assert architecture is not None
     by_registers = architecture.registers // (tile["maxnreg"] * warps * architecture.warp_size)
-    by_shared = architecture.shared_limit // (BYTES_A_COLUMN * columns + SHARED_RESERVE)
     return {
         "topk": op.topk.value,
         "block": op.block.value,
@@ -243,7 +258,7 @@ def _decode(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp, product: str
         "layout": "none" if op.x_scales is None else layout(op, op.x_scales),
         "has_bias": op.bias is not None,
         "has_weights": op.sorted_weights is not None,
-        "programs": architecture.processors * max(1, min(by_registers, by_shared)),
+        "programs": architecture.processors * min(by_registers, _programs_by_shared(lower, op, columns)),
         **tile,
         "num_warps": warps,
     }

@@ -87,7 +87,9 @@ SM_90 = (
     # Two blocks of 8 warps an SM.
     _tile("gate_up", block_n=64, block_k=64, num_warps=8, num_stages=3, maxnreg=128, when={"stream": True}),
     _tile("down", block_n=128, block_k=128, num_warps=8, num_stages=3, maxnreg=128, splits=1, when={"stream": True}),
+    # With 16 rows a ring of 8 spills more.
     _tile("decode_gate_up", ring=6, maxnreg=128),
+    _tile("decode_down", when={"block": 16}, ring=6, maxnreg=128),
     _tile("decode_down", ring=8, maxnreg=128),
     *_products(True, 16, block_n=64, block_k=128, num_warps=4, num_stages=3),
     *_products(True, 32, block_n=64, block_k=128, num_warps=4, num_stages=3),

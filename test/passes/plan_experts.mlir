@@ -3,7 +3,7 @@
 // RUN: moeloom-opt %s -p "moe-plan-experts{routing_weight_stage=1 block=64 layout=row_major}" | filecheck %s --check-prefix=WEIGHT
 // RUN: moeloom-opt %s -p moe-plan-experts,moe-fuse-quant-sort | filecheck %s --check-prefix=FUSED
 // RUN: moeloom-opt %s -p "moe-plan-experts{stages=1},moe-fuse-quant-sort" | filecheck %s --check-prefix=FUSED1
-// RUN: moeloom-opt %s -p "moe-plan-experts{decode_rows=16 prefill_block=128 prefill_stages=1},moe-fuse-quant-sort" | filecheck %s --check-prefix=RANGES
+// RUN: moeloom-opt %s -p "moe-plan-experts{stages=1 block=128 decode=4:8:2,16:32:2},moe-fuse-quant-sort" | filecheck %s --check-prefix=RANGES
 // Planning twice is the same as once.
 // RUN: moeloom-opt %s -p moe-plan-experts,moe-plan-experts | filecheck %s --check-prefix=TWO
 
@@ -47,7 +47,7 @@
 // RANGES-LABEL:  func.func @gpt_oss
 // RANGES:          [[M:%.*]] = tensor.dim %arg1
 // RANGES-NEXT:     [[OUT:%.*]] = "kernel.alternatives"([[M]]) ({
-// RANGES-NEXT:       "moe.sort_tokens"{{.*}}block = 32
+// RANGES-NEXT:       "moe.sort_tokens"{{.*}}block = 8
 // RANGES-NEXT:       "moe.quant_sort"{{.*}}stage = 1
 // RANGES-NEXT:       "moe.gate_up"
 // RANGES-NEXT:       "moe.quant_sort"{{.*}}stage = 2
@@ -55,12 +55,20 @@
 // RANGES-NEXT:       [[A:%.*]] = "moe.combine"
 // RANGES-NEXT:       "kernel.yield"([[A]])
 // RANGES-NEXT:     }, {
-// RANGES-NEXT:       "moe.sort_tokens"{{.*}}block = 128
-// RANGES-NEXT:       "moe.quant_sort"{{.*}}stage = 1
-// RANGES-NEXT:       "moe.experts_one_stage"
-// RANGES-NEXT:       [[B:%.*]] = "moe.combine"
-// RANGES-NEXT:       "kernel.yield"([[B]])
-// RANGES-NEXT:     }) {choice = "tokens", max_m = 32 : i64
+// RANGES:            [[N:%.*]] = tensor.dim %arg1
+// RANGES-NEXT:       [[BEYOND:%.*]] = "kernel.alternatives"([[N]]) ({
+// RANGES-NEXT:         "moe.sort_tokens"{{.*}}block = 32
+// RANGES:              "moe.gate_up"
+// RANGES:              "moe.down"
+// RANGES:            }, {
+// RANGES-NEXT:         "moe.sort_tokens"{{.*}}block = 128
+// RANGES-NEXT:         "moe.quant_sort"{{.*}}stage = 1
+// RANGES-NEXT:         "moe.experts_one_stage"
+// RANGES-NEXT:         [[B:%.*]] = "moe.combine"
+// RANGES-NEXT:         "kernel.yield"([[B]])
+// RANGES-NEXT:       }) {choice = "tokens", max_m = 32 : i64, reason = "sort blocks of 32 rows up to 32 tokens, of 128 beyond"
+// RANGES-NEXT:       "kernel.yield"([[BEYOND]])
+// RANGES-NEXT:     }) {choice = "tokens", max_m = 8 : i64, reason = "sort blocks of 8 rows up to 8 tokens, of 32 beyond"
 // RANGES:          return [[OUT]]
 func.func @gpt_oss(%x: tensor<?x64xbf16>, %ids: tensor<?x2xi32>, %w: tensor<?x2xf32>, %w1: tensor<4x192x64xf4E2M1FN>,
     %s1: tensor<4x192x2xf8E8M0FNU>, %b1: tensor<4x192xbf16>, %w2: tensor<4x64x96xf4E2M1FN>, %s2: tensor<4x64x3xf8E8M0FNU>,

@@ -47,7 +47,12 @@ def test_one_report_over_several_pipelines(module):
 
 
 def test_text_round_trip():
-    steps = [PlanExperts(stages=1, scale_mode="rceil"), FuseQuantSort(), "func.func(canonicalize,cse)", "cse{x=1}"]
+    steps = [
+        PlanExperts(stages=1, scale_mode="rceil", decode="4:8,9:16:2"),
+        FuseQuantSort(),
+        "func.func(canonicalize,cse)",
+        "cse{x=1}",
+    ]
     assert parse(", ".join(map(str, steps))) == steps
     assert parse("") == [] and parse("builtin.module(cse)") == ["cse"]
 
@@ -56,6 +61,24 @@ def test_text_round_trip():
 def test_options_are_checked_in_python(options):
     with pytest.raises(OptionError, match=r"'moe-plan-experts' option \w+ is .*; it must be"):
         PlanExperts(**options)
+
+
+@pytest.mark.parametrize(
+    ("decode", "reason"),
+    [
+        ("8", "option decode has '8'; write ROWS:BLOCK or ROWS:BLOCK:STAGES"),
+        ("0:8", "has '0:8'"),
+        ("4:8:2:1", "has '4:8:2:1'"),
+        ("4:8,x:16", "has 'x:16'"),
+        ("4:48", "option block is '48'; it must be 8 or 16"),
+        ("4:8:3", "option stages is '3'; it must be 1 or 2"),
+        ("8:8,4:16", "option decode is '8:8,4:16'; its rows must ascend"),
+        ("4:8,4:16", "must ascend"),
+    ],
+)
+def test_plans_for_few_tokens_are_checked(decode, reason):
+    with pytest.raises(OptionError, match=reason):
+        parse(f"moe-plan-experts{{decode={decode}}}")
 
 
 @dataclass

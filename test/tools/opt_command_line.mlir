@@ -3,5 +3,5 @@
 // RUN: moeloom-opt --list-passes | filecheck %s --check-prefix=LIST
 // LIST: moe-fuse-quant-sort
 // LIST: moe-lower-to-kernels{target=cpu
-// LIST: moe-plan-experts{stages=2 activations=mxfp4 scale_mode=even block=32 layout=tiled_32x8 routing_weight_stage=2 decode_rows=0 prefill_block=32 prefill_stages=2}
+// LIST: moe-plan-experts{stages=2 activations=mxfp4 scale_mode=even block=32 layout=tiled_32x8 routing_weight_stage=2 decode=none}
 // LIST: moe-quantize-weights{format=mxfp4 scale_mode=even}

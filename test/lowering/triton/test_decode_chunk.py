@@ -62,7 +62,7 @@ def product(codes: torch.Tensor, scales: torch.Tensor, x: np.ndarray) -> np.ndar
     for chunk in range(stream.chunks):
         words, spread = packed[1 + chunk].reshape(32, 4).T, packed[0].reshape(32, 4).T
         # $0-$3 are tied to $4-$7, the sums before.
-        sums = on_a_warp(chunk_assembly(chunk), [*sums, *sums, *words, *spread, LANES * 16], x_words(x))
+        sums = on_a_warp(chunk_assembly(chunk, 1, 0), [*sums, *sums, *words, *spread, LANES * 16], x_words(x))
     found = np.zeros((16, 8))
     for i in range(4):
         found[LANES // 4 + 8 * (i // 2), LANES % 4 * 2 + i % 2] = floats(sums[i]) * SUM_SCALE.value

@@ -50,6 +50,13 @@ KERNELS: dict[str, tuple[str, dict[str, Any]]] = {
     "down": ("decode_down", DOWN),
     "down, 2 splits, no bias": ("decode_down", DOWN | PLAIN | {"intermediate": 1088, "splits": 2, "programs": 5}),
     "down a4": ("decode_down", DOWN | A4),
+    "gate_up of 16 rows": ("decode_gate_up", GATE_UP | {"block": 16}),
+    "gate_up a4 of 16 rows, 2 records": (
+        "decode_gate_up",
+        GATE_UP | A4 | {"block": 16, "hidden": 1088, "num_warps": 8},
+    ),
+    "down of 16 rows, 2 splits": ("decode_down", DOWN | {"block": 16, "intermediate": 1088, "splits": 2}),
+    "down a4 of 16 rows": ("decode_down", DOWN | A4 | {"block": 16}),
     "down a4, 2 splits": ("decode_down", DOWN | A4 | {"intermediate": 1088, "splits": 2, "hidden": 64}),
 }
 
@@ -72,7 +79,7 @@ class Call:
         ids = torch.randint(EXPERTS, (TOKENS, TOPK), dtype=torch.int32)
         ids[3] = -1
         self.ids, self.shares = ids, torch.rand(TOKENS, TOPK) + 0.5
-        self.sort = reference.sort_tokens(ids, self.shares, EXPERTS, 8)
+        self.sort = reference.sort_tokens(ids, self.shares, EXPERTS, params["block"])
         self.columns = params["hidden"] if self.stage == 1 else params["intermediate"]
         outputs = 2 * params["intermediate"] if self.stage == 1 else params["hidden"]
         self.weight = torch.randint(256, (EXPERTS, outputs, self.columns // 2), dtype=torch.uint8)
@@ -89,7 +96,9 @@ class Call:
         sorted_ids, sorted_weights, expert_ids, num_valid = self.sort
         used = int(num_valid[0])
         order = "gate_up_concatenated" if self.stage == 1 else "plain"
-        packed = [pack_stream(w, s, order, WARPS) for w, s in zip(self.weight, self.scales, strict=True)]
+        packed = [
+            pack_stream(w, s, order, self.params["num_warps"]) for w, s in zip(self.weight, self.scales, strict=True)
+        ]
         if self.params["x"] == "bf16":
             x = self.x.clone()
             x[~self.named] = torch.nan
@@ -104,7 +113,7 @@ class Call:
         return activations | {
             "x_stride": activations["x"].stride(0),
             "sorted_ids": beyond(sorted_ids, used),
-            "expert_ids": beyond(expert_ids, used // 8),
+            "expert_ids": beyond(expert_ids, used // self.params["block"]),
             "num_valid": num_valid,
             "sorted_weights": beyond(sorted_weights, used),
             "weight": torch.stack(packed),
