@@ -1,5 +1,6 @@
 """Lowers one function: its moe ops to launches by a target's table, its weight arguments to their packed types."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch_mlir import ir
@@ -144,12 +145,24 @@ class FunctionLowering:
     def alternatives(
         self, choice: str, limit: int, reason: str, types: Sequence[ir.Type], builds: Sequence[Callable[[], list]]
     ) -> list[ir.Value]:
-        """What the first of `builds` launches where M <= limit, else the second; both give values of `types`."""
+        """What the first of `builds` launches where M <= limit, else the second; both give values of `types`.
+
+        Only one of them where the guards around this place leave no choice.
+        """
+        least, most = _tokens_here()
+        if most <= limit or limit < least:
+            return builds[0 if most <= limit else 1]()
         guard = kernel.alternatives(self.m, choice, limit, reason, types)
         for region, build in zip(guard.regions, builds, strict=True):
             with ir.InsertionPoint(region.blocks.append()):
                 kernel.create("kernel.yield", build(), [], {})
         return list(guard.results)
+
+    def may_fuse(self, op: moe.QuantSortOp) -> bool:
+        """Whether the fused kernel is to run for some M that reaches the insertion point."""
+        if self.fusion != "auto":
+            return self.fusion == "fused"
+        return _tokens_here()[0] <= self.target.fused_tokens(op.stage.value, op.topk.value)
 
     def switch(self, op: moe.QuantSortOp, fused: Callable[[], list], split: Callable[[], list]) -> list[ir.Value]:
         """The fused quant + scale sort, the split pair, or both with the target's threshold between them."""
@@ -161,6 +174,18 @@ class FunctionLowering:
         limit = self.target.fused_tokens(stage, op.topk.value)
         types = [op.codes.type, op.sorted_scales.type]
         return self.alternatives("fusion", limit, why, types, (fused, split))
+
+
+def _tokens_here() -> tuple[int, float]:
+    """The least and the most M that reach the insertion point, by the guards around it."""
+    least, most = 0, math.inf
+    block = ir.InsertionPoint.current.block
+    while (owner := block.owner.operation).name != "func.func":
+        if owner.name == "kernel.alternatives":
+            limit, first = owner.attributes["max_m"].value, owner.regions[0].blocks[0]
+            least, most = (least, min(most, limit)) if block == first else (max(least, limit + 1), most)
+        block = owner.block
+    return least, most
 
 
 Lowerings = Mapping[type, Callable[[FunctionLowering, ir.OpView], list[ir.Value]]]

@@ -58,10 +58,9 @@ def blocks_of(sort: SortSizes) -> list[ir.AffineExpr]:
     return sizes.live_blocks(sort.topk, sort.experts, sort.block)
 
 
-def row_tiles(sort: SortSizes, rows: int = TILE_ROWS) -> list[ir.AffineExpr]:
-    """Tiles of `rows` rows that cover the live sorted rows, which scale buffers round up to 32."""
-    covered = [sizes.round_up(blocks * sort.block, TILE_ROWS) for blocks in blocks_of(sort)]
-    return [sizes.ceildiv(live, rows) for live in covered]
+def row_tiles(sort: SortSizes) -> list[ir.AffineExpr]:
+    """Tiles of 32 rows that cover the live sorted rows."""
+    return [sizes.ceildiv(blocks * sort.block, TILE_ROWS) for blocks in blocks_of(sort)]
 
 
 def sorted_shape(sort: SortSizes, columns: int) -> tuple[sizes.Expr, sizes.Expr]:

@@ -173,7 +173,13 @@ def _sort_tokens(params: Params, operands: list[Any]) -> tuple[Tensor, ...]:
     num_tokens, expert_map = _optional(params, ("has_num_tokens", "map"), operands[2:])
     chosen = _expert_map(params, expert_map)
     ids, weights = operands[:2]
-    return reference.sort_tokens(ids, weights, params["experts"], params["block"], _count(num_tokens), chosen)
+    lists = reference.sort_tokens(ids, weights, params["experts"], params["block"], _count(num_tokens), chosen)
+    if not params.get("has_slot_rows"):
+        return lists
+    rows = reference.source_rows(lists[0], lists[3], 2, params["topk"])
+    slot_rows = torch.full((ids.numel(),), -1, dtype=torch.int32, device=ids.device)
+    slot_rows[rows[rows >= 0]] = torch.arange(len(rows), dtype=torch.int32, device=ids.device)[rows >= 0]
+    return *lists, slot_rows.view(ids.shape)
 
 
 def _sort_scatter(params: Params, operands: list[Any]) -> tuple[Tensor, ...]:
@@ -193,7 +199,7 @@ def _sort_scales(params: Params, operands: list[Any]) -> Tensor:
 
 def _quant_sort(params: Params, operands: list[Any]) -> tuple[Tensor, ...]:
     codes, scales = _quant(params, operands)
-    return codes, _sort_scales(params, [scales, *operands[1:]])
+    return codes, _sort_scales(params, [scales, *operands[-2:]])
 
 
 def _expand(params: Params, operands: list[Any]) -> Tensor:

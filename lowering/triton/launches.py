@@ -52,6 +52,11 @@ def _sort_tokens(lower: FunctionLowering, op: moe.SortTokensOp) -> list[ir.Value
     """One launch for few tokens, three that spread over the device for many."""
     params, sort = sort_params(op)
     limit = lower.target.sort_tokens
+    # The fused quantiser asks where each slot went.
+    readers = [use.owner.opview for use in op.sorted_ids.uses]
+    params["has_slot_rows"] = any(isinstance(r, moe.QuantSortOp) and lower.may_fuse(r) for r in readers)
+    slot_rows = [_slot_rows(sort)] if params["has_slot_rows"] else []
+    lists = [*sort_results(op, sort), *slot_rows]
 
     def marked(results: list[ir.Value]) -> list[ir.Value]:
         mark_sort(results[0].owner, sort)
@@ -59,9 +64,7 @@ def _sort_tokens(lower: FunctionLowering, op: moe.SortTokensOp) -> list[ir.Value
 
     def single() -> list[ir.Value]:
         tile = lower.target.tile("sort_tokens", experts=sort.experts)
-        return marked(
-            lower.launch("sort_tokens", {**params, **tile}, list(op.operands), sort_results(op, sort), [sort.experts])
-        )
+        return marked(lower.launch("sort_tokens", {**params, **tile}, list(op.operands), lists, [sort.experts]))
 
     def phases() -> list[ir.Value]:
         many = {**params, **lower.target.tile("sort_count", experts=sort.experts)}
@@ -71,16 +74,24 @@ def _sort_tokens(lower: FunctionLowering, op: moe.SortTokensOp) -> list[ir.Value
         totals = ir.RankedTensorType.get([sort.experts], i32)
         wide = (table, (sort.experts, chunks))
         who = list(op.operands)
-        (counts,) = lower.launch("sort_count", many, [who[0], *who[2:]], [wide], [chunks])
+        counting = {name: value for name, value in many.items() if name != "has_slot_rows"}
+        (counts,) = lower.launch("sort_count", counting, [who[0], *who[2:]], [wide], [chunks])
         scan = {"experts": sort.experts, **lower.target.tile("sort_scan", experts=sort.experts), "rows": many["rows"]}
         starts, total = lower.launch("sort_scan", scan, [counts], [wide, (totals, (sort.experts,))], [sort.experts])
         operands = [*who[:2], starts, total, *who[2:]]
         grid = [chunks * sort.experts]
-        return marked(lower.launch("sort_scatter", many, operands, sort_results(op, sort), grid))
+        return marked(lower.launch("sort_scatter", many, operands, lists, grid))
 
-    types = [result.type for result in op.results]
+    types = [kind for kind, _ in lists]
     why = f"token sort in one launch up to {limit} tokens on {lower.target.name}"
-    return marked(lower.alternatives("sort", limit, why, types, (single, phases)))
+    return marked(lower.alternatives("sort", limit, why, types, (single, phases)))[: len(op.results)]
+
+
+def _slot_rows(sort: SortSizes) -> tuple[ir.Type, tuple[sizes.Expr, ...]]:
+    """i32 [M, k], the sorted row of each slot: a result of the token sort behind those of moe.sort_tokens."""
+    i32 = ir.IntegerType.get_signless(32)
+    kind = ir.RankedTensorType.get([ir.ShapedType.get_dynamic_size(), sort.topk], i32)
+    return kind, (sizes.tokens(), sort.topk)
 
 
 def _quant(lower: FunctionLowering, op: moe.QuantOp) -> list[ir.Value]:
@@ -140,11 +151,14 @@ def _quant_sort(lower: FunctionLowering, op: moe.QuantSortOp) -> list[ir.Value]:
             "x": element(op.x),
             "scale_mode": op.scale_mode.value,
             **placement(op),
+            "block": sort.block,
             **lower.target.tile("quant_sort"),
         }
-        tiles = [rows * -(-padded // params["groups"]) for rows in row_tiles(sort, params["rows"])]
+        shares = -(-op.topk.value // params["slots"]) if op.stage.value == 1 else 1
+        tiles = sizes.ceildiv(rows, params["rows"]) * (shares * -(-padded // params["groups"]))
         results = [(op.codes.type, (rows, columns)), (op.sorted_scales.type, sorted_shape(sort, padded))]
-        return lower.launch("quant_sort", params, [op.x, op.sorted_ids, op.num_valid], results, tiles, strided=[0])
+        operands = [op.x, op.sorted_ids.owner.results[-1], op.sorted_ids, op.num_valid]
+        return lower.launch("quant_sort", params, operands, results, [tiles], strided=[0])
 
     def split() -> list[ir.Value]:
         codes, scales = _quantise(lower, op, rows)

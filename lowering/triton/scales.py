@@ -1,4 +1,4 @@
-"""Templates `sort_scales` and `quant_sort`: scales to expert order (docs/contract.md, sections 3 and 4)."""
+"""Template `sort_scales`: scales to expert order (docs/contract.md, section 3)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from .numbers import GROUP, quantise
-from .quant import load_groups, store_codes
-from .template import POINTERS, Params, Template
+from .template import Params, Template
 
 BLOCK_ROWS = tl.constexpr(32)
 BLOCK_COLUMNS = tl.constexpr(8)
@@ -83,48 +81,8 @@ def sort_scales_kernel(
             store_scales(sorted_scales, tile, row, column, WIDTH, LAYOUT)
 
 
-@triton.jit
-def quant_sort_kernel(
-    x,
-    x_stride,
-    sorted_ids,
-    num_valid,
-    codes,
-    sorted_scales,
-    M,
-    TARGET: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    SCALE_MODE: tl.constexpr,
-    STAGE: tl.constexpr,
-    TOPK: tl.constexpr,
-    LAYOUT: tl.constexpr,
-    WIDTH: tl.constexpr,
-    ROWS: tl.constexpr,
-    STEP: tl.constexpr,
-    GROUPS: tl.constexpr,
-):
-    column_tiles: tl.constexpr = (WIDTH + GROUPS - 1) // GROUPS
-    tile = tl.program_id(0)
-    row = (tile // column_tiles).to(tl.int64) * ROWS
-    used = tl.load(num_valid)
-    if row // BLOCK_ROWS * BLOCK_ROWS < used:
-        group = tile % column_tiles * GROUPS
-        for part in tl.static_range(0, ROWS, STEP):
-            first = row + part
-            source, live = source_rows(sorted_ids, first, used, STEP, STAGE, TOPK)
-            # Most rows of a decode step's sort blocks are padding, which costs a store of zeros and nothing else.
-            if tl.max(live.to(tl.int32), 0) > 0:
-                # Padding among live rows reads as zeros, whose scale byte is the 0 it must have.
-                values = load_groups(x, x_stride, source, live, group, COLUMNS, GROUPS)
-                packed, byte = quantise(values, SCALE_MODE, TARGET)
-                store_codes(codes, packed, source, live, group, COLUMNS, GROUPS)
-                store_scales(sorted_scales, byte, first, group, WIDTH, LAYOUT)
-            else:
-                store_scales(sorted_scales, tl.zeros([STEP, GROUPS], tl.uint8), first, group, WIDTH, LAYOUT)
-
-
-def _sort_constants(params: Params, columns: int) -> dict[str, Any]:
-    """Constants of both templates for a width of `columns` scale columns."""
+def sort_constants(params: Params, columns: int) -> dict[str, Any]:
+    """Constants of the templates that write sorted scales, for a width of `columns` scale columns."""
     padding = -columns % BLOCK_COLUMNS.value if params["layout"] == "tiled_32x8" else 0
     return {
         "COLUMNS": params["columns"],
@@ -146,32 +104,10 @@ def _sort_scales_arguments(params: Params) -> list[tuple[str, str]]:
 
 
 def _sort_scales_constants(params: Params) -> dict[str, Any]:
-    constants = _sort_constants(params, params["columns"])
+    constants = sort_constants(params, params["columns"])
     return constants | {"STEP": min(128, triton.next_power_of_2(max(constants["WIDTH"], BLOCK_COLUMNS.value)))}
-
-
-def _quant_sort_arguments(params: Params) -> list[tuple[str, str]]:
-    return [
-        ("x", POINTERS[params["x"]]),
-        ("x_stride", "i64"),
-        ("sorted_ids", "*i32"),
-        ("num_valid", "*i32"),
-        ("codes", "*u8"),
-        ("sorted_scales", "*u8"),
-    ]
-
-
-def _quant_sort_constants(params: Params) -> dict[str, Any]:
-    return _sort_constants(params, params["columns"] // GROUP.value) | {
-        "SCALE_MODE": params["scale_mode"],
-        "ROWS": params["rows"],
-        "STEP": params["step"],
-        "GROUPS": params["groups"],
-    }
 
 
 SORT_SCALES = Template(sort_scales_kernel, _sort_scales_arguments, _sort_scales_constants)
 """Params: columns (C), stage, topk, layout."""
-QUANT_SORT = Template(quant_sort_kernel, _quant_sort_arguments, _quant_sort_constants)
-"""Params: columns (H), x, scale_mode, stage, topk, layout, rows (a power of two up to 32), step (rows encoded at once,
-a divisor of rows), groups (a power of two)."""
+"""Params: columns (C), stage, topk, layout."""

@@ -72,13 +72,22 @@ def _write_num_valid(num_valid, rows, live, EXPERTS: tl.constexpr, BLOCK: tl.con
 
 
 @triton.jit
-def _write_slots(sorted_ids, sorted_weights, weights, token, slot, here, start, TOPK: tl.constexpr):
+def _write_slots(sorted_ids, sorted_weights, slot_rows, weights, token, slot, here, start, TOPK: tl.constexpr):
     """Write the slots of a chunk that are `here`, from entry `start` on; the entry after them."""
     count = here.to(tl.int32)
     entry = start + tl.cumsum(count) - count
     tl.store(sorted_ids + entry, (slot << 24) | token, mask=here)
     tl.store(sorted_weights + entry, tl.load(weights + token * TOPK + slot, mask=here), mask=here)
+    if slot_rows is not None:
+        tl.store(slot_rows + token * TOPK + slot, entry, mask=here)
     return start + tl.sum(count)
+
+
+@triton.jit
+def _write_rowless(slot_rows, token, slot, owner, live, TOPK: tl.constexpr):
+    """Mark the slots of a chunk that have no expert."""
+    rowless = (owner < 0) & (token < live) & (slot < TOPK)
+    tl.store(slot_rows + token * TOPK + slot, tl.full(slot.shape, -1, tl.int32), mask=rowless)
 
 
 @triton.jit
@@ -91,6 +100,7 @@ def sort_tokens_kernel(
     sorted_weights,
     expert_ids,
     num_valid,
+    slot_rows,
     M,
     TARGET: tl.constexpr,
     EXPERTS: tl.constexpr,
@@ -105,8 +115,10 @@ def sort_tokens_kernel(
     bins: tl.constexpr = triton.next_power_of_2(EXPERTS)
     rows = tl.zeros([bins], tl.int32)
     for first in range(0, live, ROWS):
-        _, _, owner = _chunk(ids, first, live, expert_map, EXPERTS, TOPK, MAP, ROWS)
+        token, slot, owner = _chunk(ids, first, live, expert_map, EXPERTS, TOPK, MAP, ROWS)
         rows += tl.histogram(owner, bins, mask=owner >= 0)
+        if slot_rows is not None and expert == 0:
+            _write_rowless(slot_rows, token, slot, owner, live, TOPK)
     if expert == 0:
         _write_num_valid(num_valid, rows, live, EXPERTS, BLOCK)
     mine = tl.sum(tl.where(tl.arange(0, bins) == expert, rows, 0))
@@ -117,7 +129,8 @@ def sort_tokens_kernel(
     _write_blocks(sorted_ids, sorted_weights, expert_ids, start, mine, local, live, TOPK, BLOCK)
     for first in range(0, live, ROWS):
         token, slot, owner = _chunk(ids, first, live, expert_map, EXPERTS, TOPK, MAP, ROWS)
-        start = _write_slots(sorted_ids, sorted_weights, weights, token, slot, owner == expert, start, TOPK)
+        here = owner == expert
+        start = _write_slots(sorted_ids, sorted_weights, slot_rows, weights, token, slot, here, start, TOPK)
 
 
 @triton.jit
@@ -167,6 +180,7 @@ def sort_scatter_kernel(
     sorted_weights,
     expert_ids,
     num_valid,
+    slot_rows,
     M,
     TARGET: tl.constexpr,
     EXPERTS: tl.constexpr,
@@ -183,6 +197,9 @@ def sort_scatter_kernel(
     rows = tl.load(totals + e, mask=e < EXPERTS, other=0)
     if tl.program_id(0) == 0:
         _write_num_valid(num_valid, rows, live, EXPERTS, BLOCK)
+    token, slot, owner = _chunk(ids, chunk * ROWS, live, expert_map, EXPERTS, TOPK, MAP, ROWS)
+    if slot_rows is not None and expert == 0:
+        _write_rowless(slot_rows, token, slot, owner, live, TOPK)
     mine = tl.load(totals + expert)
     if mine == 0:
         return
@@ -191,11 +208,11 @@ def sort_scatter_kernel(
         local = _local_id(expert, expert_map, EXPERTS, MAP)
         _write_blocks(sorted_ids, sorted_weights, expert_ids, start, mine, local, live, TOPK, BLOCK)
     start += tl.load(starts + expert * chunks + chunk)
-    token, slot, owner = _chunk(ids, chunk * ROWS, live, expert_map, EXPERTS, TOPK, MAP, ROWS)
-    _write_slots(sorted_ids, sorted_weights, weights, token, slot, owner == expert, start, TOPK)
+    _write_slots(sorted_ids, sorted_weights, slot_rows, weights, token, slot, owner == expert, start, TOPK)
 
 
 _SORTED = [("sorted_ids", "*i32"), ("sorted_weights", "*fp32"), ("expert_ids", "*i32"), ("num_valid", "*i32")]
+_SLOT_ROWS = ("slot_rows", "*i32")
 _SLOTS = [("ids", "*i32"), ("weights", "*fp32")]
 
 
@@ -203,12 +220,18 @@ def _constants(params: Params) -> dict[str, object]:
     return optional_constants(params) | {"ROWS": params["rows"]}
 
 
+def _lists(params: Params) -> list[tuple[str, str]]:
+    """The results: the sorted list, and where it is asked for the sorted row of each slot, -1 for none."""
+    return [*_SORTED, _SLOT_ROWS] if params["has_slot_rows"] else _SORTED
+
+
 def _list_constants(params: Params) -> dict[str, object]:
-    return _constants(params) | {"BLOCK": params["block"]}
+    absent = {} if params["has_slot_rows"] else {"slot_rows": None}
+    return _constants(params) | {"BLOCK": params["block"]} | absent
 
 
 SORT_TOKENS = Template(
-    sort_tokens_kernel, lambda params: [*_SLOTS, *optional_operands(params), *_SORTED], _list_constants
+    sort_tokens_kernel, lambda params: [*_SLOTS, *optional_operands(params), *_lists(params)], _list_constants
 )
 SORT_COUNT = Template(
     sort_count_kernel, lambda params: [("ids", "*i32"), *optional_operands(params), ("counts", "*i32")], _constants
@@ -220,6 +243,6 @@ SORT_SCAN = Template(
 )
 SORT_SCATTER = Template(
     sort_scatter_kernel,
-    lambda params: [*_SLOTS, ("starts", "*i32"), ("totals", "*i32"), *optional_operands(params), *_SORTED],
+    lambda params: [*_SLOTS, ("starts", "*i32"), ("totals", "*i32"), *optional_operands(params), *_lists(params)],
     _list_constants,
 )

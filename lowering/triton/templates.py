@@ -9,8 +9,9 @@ from .down import DOWN
 from .gate_up import GATE_UP
 from .one_stage import EXPERTS_ONE_STAGE
 from .quant import QUANT
+from .quant_sort import QUANT_SORT
 from .route import ROUTE
-from .scales import QUANT_SORT, SORT_SCALES
+from .scales import SORT_SCALES
 from .sort_tokens import SORT_COUNT, SORT_SCAN, SORT_SCATTER, SORT_TOKENS
 from .template import Template
 

@@ -41,15 +41,15 @@ COMMON = (
 # A wave has 64 threads: two of them load a row of 32 groups, or 512 columns of f32, 16 bytes a thread.
 CDNA = (
     _tile("quant", rows=1, groups=32, num_warps=2),
-    _tile("quant_sort", rows=4, step=1, groups=32, num_warps=2),
+    _tile("quant_sort", rows=1, slots=1, groups=32, num_warps=2),
     _tile("sort_tokens", rows=64, num_warps=4),
     _tile("combine", rows=1, block_n=512, num_warps=2),
     *COMMON,
 )
 HOPPER = (
     _tile("quant", rows=1, groups=32, num_warps=4),
-    # Timed by benchmarks/quant_sort.py (docs/h200.md); 8 values a thread stay in its registers.
-    _tile("quant_sort", rows=4, step=1, groups=32, num_warps=4),
+    # 8 values a thread stay in its registers.
+    _tile("quant_sort", rows=1, slots=1, groups=32, num_warps=4),
     _tile("sort_tokens", rows=64, num_warps=8),
     _tile("combine", rows=1, block_n=1024, num_warps=4),
     *COMMON,

@@ -8,7 +8,7 @@
 // CHECK-SAME:    %arg3: tensor<8x128x48xi8> {moe.pack = {kind = "payload", layout = "row_major", order = "nk", quantize = "none", rows = "gate_up_interleaved", sources = ["w"]}, moe.weight = "w"}
 // CHECK-SAME:    %arg4: tensor<8x128x3xi8> {moe.pack = {kind = "scales", layout = "row_major"
 // CHECK:         [[M:%.*]] = tensor.dim %arg0
-// CHECK:         [[SORT:%.*]]:4 = "kernel.alternatives"([[M]]) ({
+// CHECK:         [[SORT:%.*]]:5 = "kernel.alternatives"([[M]]) ({
 // CHECK:           "kernel.launch"([[M]], %arg1, %arg2) {{.*}}kernel = @sort_tokens_0
 // CHECK:         }, {
 // CHECK:           [[COUNTS:%.*]] = "kernel.launch"([[M]], %arg1) {{.*}}kernel = @sort_count_0{{.*}} -> tensor<8x?xi32>
@@ -16,7 +16,7 @@
 // CHECK:           "kernel.launch"([[M]], %arg1, %arg2, [[STARTS]]#0, [[STARTS]]#1) {{.*}}kernel = @sort_scatter_0
 // CHECK:         }) {choice = "sort"
 // CHECK:         [[SITE:%.*]]:2 = "kernel.alternatives"([[M]]) ({
-// CHECK:           kernel = @quant_sort_0
+// CHECK:           "kernel.launch"([[M]], %arg0, [[SORT]]#4, [[SORT]]#0, [[SORT]]#3) {{.*}}kernel = @quant_sort_0
 // CHECK:         }, {
 // CHECK:           kernel = @quant_0
 // CHECK:           kernel = @sort_scales_0
@@ -26,6 +26,7 @@
 
 // SPLIT-LABEL:   func.func @gate_up
 // SPLIT-NOT:     quant_sort_0
+// SPLIT:         :4 = "kernel.alternatives"
 // SPLIT-NOT:     choice = "fusion"
 // SPLIT:         kernel = @quant_0
 // SPLIT:         kernel = @sort_scales_0

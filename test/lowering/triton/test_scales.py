@@ -40,15 +40,15 @@ SCENES = (plain, without_expert, fewer_live, one_expert, masked)
 
 
 def sorted_tokens(tokens, topk, seed, block=None):
-    """sorted_ids and num_valid of one of the scenes; block and experts vary with the seed too."""
-    experts, block = (3, 2, 1)[seed % 3], block or (16, 32, 16, 64)[seed // 2 % 4]
+    """sorted_ids, num_valid and the block of one of the scenes; block and experts vary with the seed too."""
+    experts, block = (3, 2, 1)[seed % 3], block or (16, 32, 8, 64)[seed // 2 % 4]
     ids = torch.randint(experts, (tokens, topk), generator=generator(seed), dtype=torch.int32)
     ids, experts, live, expert_map = SCENES[seed % len(SCENES)](ids, experts)
     weights = torch.zeros(ids.shape)
     sorted_ids, _, _, num_valid = reference.sort_tokens(ids, weights, experts, block, live, expert_map)
     # Entries beyond num_valid are not for reading: these name token 0.
     sorted_ids[int(num_valid[0]) :] = 0
-    return sorted_ids, num_valid
+    return sorted_ids, num_valid, block
 
 
 class Kernels:
@@ -86,23 +86,36 @@ class Kernels:
         return out
 
     def quant_sort(
-        self, x, sorted_ids, num_valid, stage, topk, layout="tiled_32x8", mode="even", rows=32, step=8, groups=8
+        self, x, sorted_ids, num_valid, block, stage, topk, layout="tiled_32x8", mode="even", rows=64, slots=0, groups=8
     ):
         codes, out = (
             self.result(len(x), x.shape[1] // 2),
             self.result(*sorted_shape(sorted_ids, x.shape[1] // 32, layout)),
         )
         params = {"columns": x.shape[1], "x": {torch.bfloat16: "bf16", torch.float16: "f16"}[x.dtype]}
-        params |= {"scale_mode": mode, "stage": stage, "topk": topk, "layout": layout}
-        params |= {"rows": rows, "step": min(rows, step), "groups": groups}
-        tiles = blocks(sorted_ids, num_valid) * 32 // rows * -(-out.shape[1] // groups)
-        self.run("quant_sort", params, [(x, x.stride(0)), sorted_ids, num_valid], [codes, out], len(x), tiles)
+        params |= {"scale_mode": mode, "stage": stage, "topk": topk, "block": block, "layout": layout}
+        slots = slots or topk
+        params |= {"rows": rows, "slots": slots, "groups": groups}
+        tokens = len(x) // (1 if stage == 1 else topk)
+        shares = -(-topk // slots) if stage == 1 else 1
+        tiles = -(-len(x) // rows) * shares * -(-out.shape[1] // groups)
+        operands = [(x, x.stride(0)), slot_rows(sorted_ids, num_valid, tokens, topk), sorted_ids, num_valid]
+        self.run("quant_sort", params, operands, [codes, out], tokens, tiles)
         return codes, out
 
 
 @pytest.fixture
 def kernels(interpret):
     return Kernels(interpret)
+
+
+def slot_rows(sorted_ids, num_valid, tokens, topk):
+    """As the token sort writes them; those of tokens that are not live are garbage."""
+    rows = reference.source_rows(sorted_ids, num_valid, 2, topk)
+    out = torch.full((tokens * topk,), -1, dtype=torch.int32)
+    out[rows[rows >= 0]] = torch.arange(len(rows), dtype=torch.int32)[rows >= 0]
+    out[int(num_valid[1]) * topk :] = 7
+    return out
 
 
 def blocks(sorted_ids, num_valid):
@@ -133,11 +146,11 @@ def test_fused_equals_split_for_every_decode_batch(kernels, topk, stage):
     """M = 1..64; the scene, the block and the width change with M."""
     quantised = {columns: kernels.quant(X[:, :columns], "even") for columns in (32, 96, 160)}
     for tokens in range(1, 65):
-        sorted_ids, num_valid = sorted_tokens(tokens, topk, tokens + topk)
+        sorted_ids, num_valid, block = sorted_tokens(tokens, topk, tokens + topk)
         columns, rows = (32, 96, 160)[tokens % 3], tokens * (1 if stage == 1 else topk)
         codes, scales = (result[:rows] for result in quantised[columns])
         want = codes, kernels.sort_scales(scales, sorted_ids, num_valid, stage, topk)
-        found = kernels.quant_sort(X[:rows, :columns], sorted_ids, num_valid, stage, topk)
+        found = kernels.quant_sort(X[:rows, :columns], sorted_ids, num_valid, block, stage, topk)
         same_defined_bytes(found, want, sorted_ids, num_valid, stage, topk)
 
 
@@ -147,31 +160,31 @@ def test_fused_equals_split_for_every_decode_batch(kernels, topk, stage):
 def test_both_equal_the_reference(kernels, columns, topk, mode, layout, stage):
     for seed in range(len(SCENES)):
         tokens = 5 + 3 * seed
-        sorted_ids, num_valid = sorted_tokens(tokens, topk, seed)
+        sorted_ids, num_valid, block = sorted_tokens(tokens, topk, seed)
         x = torch.randn(tokens * (1 if stage == 1 else topk), columns, generator=generator(seed)).bfloat16()
         codes, scales = reference.quantise(x, mode)
         want = codes, reference.sort_scales(scales, sorted_ids, num_valid, stage, topk, layout)
-        found = kernels.quant_sort(x, sorted_ids, num_valid, stage, topk, layout, mode)
+        found = kernels.quant_sort(x, sorted_ids, num_valid, block, stage, topk, layout, mode)
         same_defined_bytes(found, want, sorted_ids, num_valid, stage, topk)
         assert torch.equal(kernels.sort_scales(scales, sorted_ids, num_valid, stage, topk, layout), want[1])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("rows", "groups"), [(1, 32), (4, 8), (8, 2), (16, 4), (32, 4), (32, 16)])
-def test_any_tile_gives_the_same_bytes(kernels, rows, groups, layout):
-    sorted_ids, num_valid = sorted_tokens(7, 2, 5, block=16)
+@pytest.mark.parametrize(("rows", "slots", "groups"), [(1, 1, 32), (1, 2, 8), (4, 1, 2), (8, 3, 4), (2, 4, 16)])
+def test_any_tile_gives_the_same_bytes(kernels, rows, slots, groups, layout):
+    sorted_ids, num_valid, block = sorted_tokens(7, 2, 5, block=16)
     assert num_valid[0] % 32 == 16, "the last rows of a tile of 32 are beyond num_valid, and zeros all the same"
     x = X[:7, :96]
     codes, scales = reference.quantise(x, "even")
     want = codes, reference.sort_scales(scales, sorted_ids, num_valid, 1, 2, layout)
-    found = kernels.quant_sort(x, sorted_ids, num_valid, 1, 2, layout, rows=rows, groups=groups)
+    found = kernels.quant_sort(x, sorted_ids, num_valid, block, 1, 2, layout, rows=rows, slots=slots, groups=groups)
     same_defined_bytes(found, want, sorted_ids, num_valid, 1, 2)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_tail_of_columns_is_sorted(kernels, layout):
     """C need be no multiple of 4 or 8; 200 columns take two steps."""
-    sorted_ids, num_valid = sorted_tokens(29, 4, 0)
+    sorted_ids, num_valid, _ = sorted_tokens(29, 4, 0)
     for columns in (*range(1, 17), 90, 128, 200):
         scales = torch.randint(255, (29, columns), generator=generator(columns), dtype=torch.uint8)
         want = reference.sort_scales(scales, sorted_ids, num_valid, 1, 4, layout)
@@ -179,7 +192,7 @@ def test_every_tail_of_columns_is_sorted(kernels, layout):
 
 
 def test_scales_may_be_strided(kernels):
-    sorted_ids, num_valid = sorted_tokens(29, 4, 0)
+    sorted_ids, num_valid, _ = sorted_tokens(29, 4, 0)
     wide = torch.randint(255, (29, 101), generator=generator(1), dtype=torch.uint8)
     found = kernels.sort_scales(wide[:, 3:93], sorted_ids, num_valid, 1, 4)
     assert torch.equal(found, reference.sort_scales(wide[:, 3:93].contiguous(), sorted_ids, num_valid, 1, 4))
@@ -188,10 +201,10 @@ def test_scales_may_be_strided(kernels):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_x_may_be_strided_and_unaligned(kernels, dtype):
     wide = torch.randn(23, 99, generator=generator(3)).to(dtype)
-    sorted_ids, num_valid = sorted_tokens(23, 4, 3)
+    sorted_ids, num_valid, block = sorted_tokens(23, 4, 3)
     codes, scales = reference.quantise(wide[:, 1:97], "even")
     want = codes, reference.sort_scales(scales, sorted_ids, num_valid, 1, 4)
-    found = kernels.quant_sort(wide[:, 1:97], sorted_ids, num_valid, 1, 4)
+    found = kernels.quant_sort(wide[:, 1:97], sorted_ids, num_valid, block, 1, 4)
     same_defined_bytes(found, want, sorted_ids, num_valid, 1, 4)
 
 
@@ -199,33 +212,33 @@ def test_offsets_pass_2_to_the_31(kernels):
     """Token 8 begins 2^31 elements behind token 0; only pages that hold a row become real."""
     x = torch.empty(8 * 2**28 + 32, dtype=torch.bfloat16).as_strided((9, 32), (2**28, 1))
     x.copy_(X[:9, :32])
-    sorted_ids, num_valid = sorted_tokens(9, 2, 0)
+    sorted_ids, num_valid, block = sorted_tokens(9, 2, 0)
     codes, scales = reference.quantise(x, "even")
     want = codes, reference.sort_scales(scales, sorted_ids, num_valid, 1, 2)
-    same_defined_bytes(kernels.quant_sort(x, sorted_ids, num_valid, 1, 2), want, sorted_ids, num_valid, 1, 2)
+    same_defined_bytes(kernels.quant_sort(x, sorted_ids, num_valid, block, 1, 2), want, sorted_ids, num_valid, 1, 2)
 
 
 def test_groups_with_a_nan_and_zero_groups_keep_their_bytes(kernels):
     """255 is a scale of a token's group, and never one of padding."""
     x = X[:9, :96].clone()
     x[2, 40], x[4], x[5, 3], x[6, :32] = torch.nan, 0, torch.inf, -0.0
-    sorted_ids, num_valid = sorted_tokens(9, 2, 0)
+    sorted_ids, num_valid, block = sorted_tokens(9, 2, 0)
     codes, scales = reference.quantise(x, "ceil")
     assert {0, 253, 255} <= set(scales.flatten().tolist())
     want = codes, reference.sort_scales(scales, sorted_ids, num_valid, 1, 2)
     same_defined_bytes(
-        kernels.quant_sort(x, sorted_ids, num_valid, 1, 2, mode="ceil"), want, sorted_ids, num_valid, 1, 2
+        kernels.quant_sort(x, sorted_ids, num_valid, block, 1, 2, mode="ceil"), want, sorted_ids, num_valid, 1, 2
     )
 
 
 def test_slots_from_128_are_unsigned(kernels):
     """k = 200: half of the entries are negative."""
     x = torch.randn(400, 32, generator=generator(4)).bfloat16()
-    sorted_ids, num_valid = sorted_tokens(2, 200, 0)
+    sorted_ids, num_valid, block = sorted_tokens(2, 200, 0)
     assert bool((sorted_ids[: int(num_valid[0])] < 0).any())
     codes, scales = reference.quantise(x, "even")
     want = codes, reference.sort_scales(scales, sorted_ids, num_valid, 2, 200)
-    same_defined_bytes(kernels.quant_sort(x, sorted_ids, num_valid, 2, 200), want, sorted_ids, num_valid, 2, 200)
+    same_defined_bytes(kernels.quant_sort(x, sorted_ids, num_valid, block, 2, 200), want, sorted_ids, num_valid, 2, 200)
     assert torch.equal(kernels.sort_scales(scales, sorted_ids, num_valid, 2, 200), want[1])
 
 
@@ -233,7 +246,7 @@ def test_a_padding_row_is_known_by_its_slot_alone(kernels):
     """With 3 of 8 tokens live, the token field of padding names the legal row 3."""
     ids = torch.zeros(8, 2, dtype=torch.int32)
     sorted_ids, _, _, num_valid = reference.sort_tokens(ids, torch.zeros(8, 2), 1, 32, 3)
-    codes, scales = kernels.quant_sort(X[:8, :96], sorted_ids, num_valid, 1, 2)
+    codes, scales = kernels.quant_sort(X[:8, :96], sorted_ids, num_valid, 32, 1, 2)
     assert bool((codes[3:] == 0xFF).all())
     rows = scales[:32].view(4, 16, 2, 2).permute(3, 1, 2, 0).reshape(32, 8)
     assert bool((rows[:6, :3] > 0).all()) and not rows[6:].any() and not rows[:, 3:].any()
@@ -244,5 +257,5 @@ def test_no_rows_write_nothing(kernels, layout):
     sorted_ids, num_valid = torch.zeros(64, dtype=torch.int32), torch.tensor([0, 3], dtype=torch.int32)
     scales = torch.zeros(3, 3, dtype=torch.uint8)
     results = [kernels.sort_scales(scales, sorted_ids, num_valid, 1, 2, layout)]
-    results += kernels.quant_sort(X[:3, :96], sorted_ids, num_valid, 1, 2, layout)
+    results += kernels.quant_sort(X[:3, :96], sorted_ids, num_valid, 16, 1, 2, layout)
     assert all(bool((result == 0xFF).all()) for result in results)

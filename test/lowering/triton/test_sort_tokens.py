@@ -6,6 +6,7 @@ import torch
 from moeloom.runtime import reference
 
 BLOCKS = (16, 32, 64, 128)
+POISON = 0x55555555
 
 
 def generator(seed):
@@ -38,10 +39,11 @@ def sort(request, interpret):
         tokens, topk = ids.shape
         kind = {None: "none", torch.bool: "mask", torch.int32: "index"}[getattr(expert_map, "dtype", None)]
         params = {"experts": experts, "topk": topk, "block": block, "rows": rows, "map": kind}
-        params |= {"has_num_tokens": num_tokens is not None}
+        params |= {"has_num_tokens": num_tokens is not None, "has_slot_rows": tokens % 3 > 0}
         entries = tokens * topk + experts * block - min(topk, experts)
         blocks = poisoned(-(-entries // block))
         results = [poisoned(entries), poisoned(entries, dtype=torch.float32), blocks, poisoned(2)]
+        results += [torch.full((tokens, topk), POISON, dtype=torch.int32)] if params["has_slot_rows"] else []
         optional = [] if num_tokens is None else [torch.tensor([num_tokens], dtype=torch.int32)]
         optional += [] if expert_map is None else [expert_map.view(torch.uint8) if kind == "mask" else expert_map]
         request.param(interpret, params, ids, weights, optional, results)
@@ -59,8 +61,19 @@ def check(sort, ids, experts, block, num_tokens=None, expert_map=None, rows=16):
     assert torch.equal(found[0][:valid], want[0][:valid])
     assert torch.equal(found[1][:valid], want[1][:valid])
     assert torch.equal(found[2][: valid // block], want[2][: valid // block])
+    if len(found) > 4:
+        assert torch.equal(found[4], slot_rows(want, *ids.shape))
     for result, written in zip(found, (valid, valid, valid // block), strict=False):
         assert bool((result.view(torch.int32)[written:] == -1).all()), "nothing is written beyond num_valid[0]"
+
+
+def slot_rows(want, tokens, topk):
+    """The sorted row of each slot, -1 where it has none; tokens that are not live stay poison."""
+    out = torch.full((tokens * topk,), -1, dtype=torch.int32)
+    rows = reference.source_rows(want[0], want[3], 2, topk)
+    out[rows[rows >= 0]] = torch.arange(len(rows), dtype=torch.int32)[rows >= 0]
+    out[int(want[3][1]) * topk :] = POISON
+    return out.view(tokens, topk)
 
 
 def random_ids(tokens, topk, experts, seed, low=0):

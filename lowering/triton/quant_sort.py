@@ -1,0 +1,122 @@
+"""Template `quant_sort`: MXFP4 with each scale at its sorted place, in one launch (docs/contract.md, section 4).
+
+A program has one row of x, some of its groups, and some of the slots that the row occurs in: its token's k in stage 1,
+one in stage 2. The token sort has said where they are sorted to (`slot_rows`), so nothing is searched, and no program
+has padding alone to write: the zeros that fill a sort block up belong to the last row in it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from .numbers import GROUP, quantise
+from .quant import load_groups, store_codes
+from .scales import BLOCK_ROWS, sort_constants, sorted_offset
+from .template import POINTERS, Params, Template
+
+_ZERO_ROWS = tl.constexpr(8)
+"""Padding rows of a sort block filled at a time."""
+
+
+@triton.jit
+def _padding_end(sorted_ids, used, rows, live, TOPK: tl.constexpr, BLOCK: tl.constexpr):
+    """Behind the last row that pads the block of sorted `rows`; the row after it unless it is the last with a token.
+
+    The last block in use is padded up to a multiple of 32 rows, those of the layout's blocks.
+    """
+    following = rows + 1
+    ends = following % BLOCK == 0
+    entry = tl.load(sorted_ids + tl.where(ends, 0, following), mask=live, other=0)
+    is_last = ends | (entry.to(tl.uint32, bitcast=True) >> 24 == TOPK)
+    end = (rows // BLOCK + 1) * BLOCK
+    end = tl.where(end == used, (end + BLOCK_ROWS - 1) // BLOCK_ROWS * BLOCK_ROWS, end)
+    return tl.where(live & is_last, end, following)
+
+
+@triton.jit
+def _store_rows(sorted_scales, tile, rows, live, group, WIDTH: tl.constexpr, LAYOUT: tl.constexpr):
+    """Store `tile` u8 [R, G] at the live of sorted `rows` and at groups `group`.. of WIDTH."""
+    columns = group + tl.arange(0, tile.shape[1])
+    places = sorted_offset(rows.to(tl.int64)[:, None], columns[None, :], WIDTH, LAYOUT)
+    tl.store(sorted_scales + places, tile, mask=live[:, None] & (columns < WIDTH)[None, :])
+
+
+@triton.jit
+def quant_sort_kernel(
+    x,
+    x_stride,
+    slot_rows,
+    sorted_ids,
+    num_valid,
+    codes,
+    sorted_scales,
+    M,
+    TARGET: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    SCALE_MODE: tl.constexpr,
+    STAGE: tl.constexpr,
+    TOPK: tl.constexpr,
+    BLOCK: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    GROUPS: tl.constexpr,
+):
+    column_tiles: tl.constexpr = (WIDTH + GROUPS - 1) // GROUPS
+    places: tl.constexpr = TOPK if STAGE == 1 else 1  # of a row of x
+    shares: tl.constexpr = (places + SLOTS - 1) // SLOTS
+    share = tl.program_id(0) // column_tiles % shares
+    group = tl.program_id(0) % column_tiles * GROUPS
+    rows = tl.program_id(0) // (column_tiles * shares) * ROWS + tl.arange(0, ROWS)
+    tokens, used = tl.load(num_valid + 1), tl.load(num_valid)
+    known = tl.where(rows // (TOPK // places) < tokens, places, 0)[:, None]
+    place = tl.arange(0, triton.next_power_of_2(places))[None, :]
+    sorted_rows = tl.load(slot_rows + rows.to(tl.int64)[:, None] * places + place, mask=place < known, other=-1)
+    live = tl.max(tl.where(place // SLOTS == share, sorted_rows, -1), 1) >= 0
+    if tl.max(live.to(tl.int32), 0) > 0:
+        values = load_groups(x, x_stride, rows.to(tl.int64), live, group, COLUMNS, GROUPS)
+        packed, byte = quantise(values, SCALE_MODE, TARGET)
+        # Of the programs of a row, the first with an expert writes its codes.
+        first = tl.min(tl.where(sorted_rows >= 0, place, places), 1) // SLOTS == share
+        store_codes(codes, packed, rows.to(tl.int64), live & first, group, COLUMNS, GROUPS)
+        for slot in tl.static_range(SLOTS):
+            to = tl.max(tl.where(place == share * SLOTS + slot, sorted_rows, -1), 1)
+            _store_rows(sorted_scales, byte, to, to >= 0, group, WIDTH, LAYOUT)
+            end = _padding_end(sorted_ids, used, to, to >= 0, TOPK, BLOCK)
+            zeros = tl.zeros([ROWS * _ZERO_ROWS, GROUPS], tl.uint8)
+            for step in range(0, tl.max(end - to - 1, 0), _ZERO_ROWS):
+                padding = (to + 1 + step)[:, None] + tl.arange(0, _ZERO_ROWS)[None, :]
+                inside = padding < end[:, None]
+                padding, inside = tl.reshape(padding, [zeros.shape[0]]), tl.reshape(inside, [zeros.shape[0]])
+                _store_rows(sorted_scales, zeros, padding, inside, group, WIDTH, LAYOUT)
+
+
+def _arguments(params: Params) -> list[tuple[str, str]]:
+    return [
+        ("x", POINTERS[params["x"]]),
+        ("x_stride", "i64"),
+        ("slot_rows", "*i32"),
+        ("sorted_ids", "*i32"),
+        ("num_valid", "*i32"),
+        ("codes", "*u8"),
+        ("sorted_scales", "*u8"),
+    ]
+
+
+def _constants(params: Params) -> dict[str, Any]:
+    return sort_constants(params, params["columns"] // GROUP.value) | {
+        "SCALE_MODE": params["scale_mode"],
+        "BLOCK": params["block"],
+        "ROWS": params["rows"],
+        "SLOTS": min(params["slots"], params["topk"] if params["stage"] == 1 else 1),
+        "GROUPS": params["groups"],
+    }
+
+
+QUANT_SORT = Template(quant_sort_kernel, _arguments, _constants)
+"""Params: columns (H), x, scale_mode, stage, topk, block, layout, and of a program rows and groups (powers of two) and
+slots."""
