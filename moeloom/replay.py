@@ -51,7 +51,7 @@ class Replay:
         self._steps(steps[: sorts[-1] + 1], values)
         sort = steps[sorts[-1]]
         assert isinstance(sort, Launch)
-        _, _, expert_ids, num_valid = (values[result] for result in sort.results)
+        expert_ids, num_valid = (values[result] for result in sort.results[2:4])
         block = self.kernels[sort.kernel]["params"]["block"]
         experts = len(expert_ids[: int(num_valid[0]) // block].unique())
         packed = [weight.packed for weight in self.weights.values() if weight.kind != "as_is"]
