@@ -13,6 +13,9 @@ READ_BYTES = 1 << 30
 """Read at once to measure bandwidth: more than any last-level cache holds."""
 GPU_BYTES = 4 << 30
 """The same on a GPU: reading it takes a millisecond, beside which a launch is nothing."""
+MATMUL_SIZE = {"cpu": 256}
+GPU_MATMUL_SIZE = 8192
+"""Rows and columns of the factors of `matmul_rate`."""
 SHORTEST_SECONDS = 0.3
 """How long a measurement goes on at least."""
 
@@ -92,3 +95,16 @@ def medians(calls: list[Callable[[int], object]], fewest: int = 5, shortest: flo
         if turn + 1 >= fewest and all(sum(own) >= shortest for own in times):
             break
     return [statistics.median(own) for own in times]
+
+
+def matmul_rate(device: "Device") -> tuple[float, float]:
+    """Operations a second of a square bf16 product through torch, in a burst and sustained: what compute bounds."""
+    import torch
+
+    from moeloom import timing
+
+    size = MATMUL_SIZE.get(device.torch_device.type, GPU_MATMUL_SIZE)
+    pairs = [torch.randn(2, size, size, device=device.torch_device).bfloat16() for _ in range(4)]
+    with timing.torch_threads(device):
+        calls = timing.Round([partial(torch.matmul, *pair) for pair in pairs], device)
+        return 2 * size**3 / timing.burst(calls), 2 * size**3 / timing.sustained(calls)

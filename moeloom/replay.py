@@ -41,21 +41,30 @@ class Replay:
 
     def touched_bytes(self, inputs: Mapping[str, Tensor], num_tokens: int | None = None) -> int:
         """Bytes of weights that these inputs make the program read: experts with a token, and every other weight."""
+        return self.bytes_of(int((self.tokens_by_expert(inputs, num_tokens) > 0).sum()))
+
+    def bytes_of(self, experts: int) -> int:
+        """Bytes of the weights of that many experts, and of every weight that belongs to none."""
+        whole = sum(weight.packed.nbytes for weight in self.weights.values() if weight.kind == "as_is")
+        packed = [weight.packed for weight in self.weights.values() if weight.kind != "as_is"]
+        return whole + sum(experts * tensor.nbytes // tensor.shape[0] for tensor in packed)
+
+    def tokens_by_expert(self, inputs: Mapping[str, Tensor], num_tokens: int | None = None) -> Tensor:
+        """i64 [E]: how many tokens these inputs send to each expert; empty where the program sorts none."""
         m = tokens_of(self.program, inputs)
         values = self._bind(inputs, m if num_tokens is None else num_tokens)
         steps = list(self.program.chosen(m))
         sorts = [place for place, step in enumerate(steps) if self._template(step) in SORTS]
-        bytes_read = sum(weight.packed.nbytes for weight in self.weights.values() if weight.kind == "as_is")
         if not sorts:
-            return bytes_read
+            return torch.empty(0, dtype=torch.int64)
         self._steps(steps[: sorts[-1] + 1], values)
         sort = steps[sorts[-1]]
         assert isinstance(sort, Launch)
-        expert_ids, num_valid = (values[result] for result in sort.results[2:4])
-        block = self.kernels[sort.kernel]["params"]["block"]
-        experts = len(expert_ids[: int(num_valid[0]) // block].unique())
-        packed = [weight.packed for weight in self.weights.values() if weight.kind != "as_is"]
-        return bytes_read + sum(experts * tensor.nbytes // tensor.shape[0] for tensor in packed)
+        sorted_ids, _, expert_ids, num_valid = (values[result] for result in sort.results[:4])
+        params = self.kernels[sort.kernel]["params"]
+        rows = reference.source_rows(sorted_ids, num_valid, 2, params["topk"])
+        owner = expert_ids[: len(rows) // params["block"]].repeat_interleave(params["block"])
+        return torch.bincount(owner[rows >= 0], minlength=params["experts"])
 
     def _template(self, step: Launch | Aten) -> str | None:
         return self.kernels[step.kernel]["template"] if isinstance(step, Launch) else None

@@ -21,7 +21,9 @@ each group of 32 columns: the e8m0 byte + 64, since the products are summed 2^-6
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,11 +32,13 @@ from moeloom.runtime.errors import ArtifactError
 from moeloom.runtime.reference import GROUP
 from moeloom.runtime.stream import FRAGMENT_ROWS, MOST_CHUNKS, Stream
 
+EVEN_BYTES, ODD_BYTES = 0x00FF00FF, -0x00FF0100  # of an i32
 SCALE_OFFSET = 64
 LEAST_SCALE, GREATEST_SCALE = 64, 190  # e8m0 bytes; beyond them a scaled sum might leave f32
 SIGN_BITS = (15, 12, 14, 13)  # of the pairs 0..3
 MAGNITUDE_BITS = (6, 3, 9, 0)
-STEP_BYTES = 1 << 18  # of payload a step on a CPU: temporaries stay in the second-level cache
+STEP_WORDS = 32767  # a step on a CPU: in the second-level cache, and below what torch hands to its threads, which
+# would meet after each of these short operations; whole steps are handed out instead
 
 
 def pack_stream(codes: Tensor, scales: Tensor, rows: str, warps: int) -> Tensor:
@@ -47,13 +51,36 @@ def pack_stream(codes: Tensor, scales: Tensor, rows: str, warps: int) -> Tensor:
     count, half = codes.shape
     stream = Stream(count, 2 * half, warps)
     out = torch.zeros(stream.shape, dtype=torch.uint8, device=codes.device)
-    step = stream.tiles if codes.device.type != "cpu" else max(1, STEP_BYTES // (FRAGMENT_ROWS * warps * half))
-    payload, scale_bytes = _fragments(codes, rows), _fragments(scales, rows)
-    for tile in range(0, stream.tiles, step):
-        some, fragments = out[tile : tile + step], slice(tile * warps, (tile + step) * warps)
-        _lay_payload(some[:, :, 1:], payload[fragments], stream)
-        _lay_scales(some[:, :, 0], scale_bytes[fragments], stream)
+    payload, scale_bytes = _fragments(_words(codes), rows), _fragments(scales, rows)
+    tiles, some = (stream.tiles, warps) if codes.device.type != "cpu" else (1, _warps_a_step(stream))
+    steps = [(tile, warp) for tile in range(0, stream.tiles, tiles) for warp in range(0, warps, some)]
+    threads = min(len(steps), torch.get_num_threads())
+
+    def lay(share: int) -> None:
+        laid = _Payload(stream, tiles, some, codes.device)
+        for tile, warp in steps[share::threads]:
+            fragments = slice(tile * warps + warp, (tile + tiles - 1) * warps + warp + some)
+            laid.lay(out[tile : tile + tiles, :, 1:, warp : warp + some], payload[fragments])
+        for tile in range(share * tiles, stream.tiles, threads * tiles):
+            fragments = slice(tile * warps, (tile + tiles) * warps)
+            _lay_scales(out[tile : tile + tiles, :, 0], scale_bytes[fragments], stream)
+
+    if threads == 1:
+        lay(0)
+        return out
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lay, range(threads)))
     return out
+
+
+def _warps_a_step(stream: Stream) -> int:
+    """How many fragments of a tile are laid at once on a CPU."""
+    words = FRAGMENT_ROWS * stream.padded_columns // 8
+    return next(
+        some
+        for some in range(stream.warps, 0, -1)
+        if (stream.warps % some == 0 and some * words <= STEP_WORDS) or some == 1
+    )
 
 
 def unpack_stream(packed: Tensor, rows: str, count: int, columns: int) -> tuple[Tensor, Tensor]:
@@ -90,29 +117,70 @@ def _fragments(matrix: Tensor, rows: str) -> Tensor:
     return matrix.view(-1, 2, 8, width)
 
 
-def _lay_payload(target: Tensor, source: Tensor, stream: Stream) -> None:
-    """target u8 [tiles, records, chunks, warps, 512], source u8 [fragments, 2, 8, K/2], the last ones maybe absent."""
-    low, high = _word_tables(source.device)
-    padded = _padded(source, target.shape[0] * stream.warps, stream.padded_columns // 2)
-    pairs = (padded[:, 0].int() | padded[:, 1].int() << 8).view(-1, 2, 4)  # 8 bytes of a row: 16 columns
-    words = low.index_select(0, pairs[:, 0].flatten()).bitwise_or_(high.index_select(0, pairs[:, 1].flatten()))
-    lanes = words.view(target.shape[0], stream.warps, 8, stream.records, stream.chunks, 4, 4)
-    target.view(torch.int32).view(*target.shape[:4], 8, 4, 4).copy_(lanes.permute(0, 3, 4, 1, 2, 6, 5))
+class _Payload:
+    """Lays the payload of some fragments. Temporaries are kept: to get them from the system again at every step would
+    cost as much as the work."""
+
+    def __init__(self, stream: Stream, tiles: int, warps: int, device: torch.device):
+        self._tables = _word_tables(device)
+        self._fragments, self._width = tiles * warps, stream.padded_columns // 8
+        self._shape = (tiles, stream.records, stream.chunks, warps, 8)
+        options: Any = {"dtype": torch.int32, "device": device}
+        self._rows = torch.empty(2, 2, *self._shape, 4, **options)
+        self._low, self._high = (torch.empty(2, *self._shape, 4, **options) for _ in range(2))
+        self._mixed = torch.empty(2, 2, *self._shape, 4, **options)
+        self._pairs = torch.empty(2, 2, 2, *self._shape, 4, **options)
+        self._words = torch.empty(2, self._pairs[0].numel(), **options)
+
+    def lay(self, target: Tensor, source: Tensor) -> None:
+        """target u8 [tiles, records, chunks, warps, 512], source i32 [fragments, 2, 8, K/8], the last may lack.
+
+        Two i32 of a row are 16 columns: byte c of the first is the pair 0 or 1 of the lanes 4r + c, by the row's half,
+        that of the second the pair 2 or 3.
+        """
+        tiles, records, chunks, warps, _ = self._shape
+        padded = _padded(source, self._fragments, self._width)
+        self._rows.copy_(padded.view(tiles, warps, 2, 8, records, chunks, 4, 2).permute(2, 7, 0, 4, 5, 1, 3, 6))
+        one, other = self._rows  # of both row halves: [pairs 0 1 or 2 3, tiles, records, chunks, warps, r, t]
+        # Side by side the bytes of both halves, first for c = 0 and 2, then for c = 1 and 3.
+        torch.bitwise_and(one, EVEN_BYTES, out=self._low)
+        torch.bitwise_and(other, EVEN_BYTES, out=self._high)
+        torch.add(self._low, self._high, alpha=256, out=self._mixed[:, 0])
+        torch.bitwise_right_shift(one, 8, out=self._low).bitwise_and_(EVEN_BYTES)
+        torch.bitwise_and(other, ODD_BYTES, out=self._high)
+        torch.bitwise_or(self._low, self._high, out=self._mixed[:, 1])
+        halves = self._mixed.view(torch.int16).view(2, 2, *self._shape, 4, 2)
+        self._pairs.copy_(halves.permute(0, 8, 1, *range(2, 8))).bitwise_and_(0xFFFF)
+        for table, pairs, words in zip(self._tables, self._pairs.view(2, -1), self._words, strict=True):
+            torch.index_select(table, 0, pairs, out=words)
+        words = self._words[0].bitwise_or_(self._words[1])
+        # The four words of a lane travel as one element of 16 bytes.
+        lanes = words.view(torch.complex128).view(4, *self._shape).permute(1, 2, 3, 4, 5, 0)
+        target.view(torch.complex128).view(*self._shape, 4).copy_(lanes)
 
 
 def _lay_scales(target: Tensor, source: Tensor, stream: Stream) -> None:
     """target u8 [tiles, records, warps, 512], source u8 [fragments, 2, 8, K/32]."""
     tiles, records, warps, _ = target.shape
     padded = _padded(source + SCALE_OFFSET, tiles * warps, stream.padded_columns // GROUP)
-    lanes = padded.view(tiles, warps, 2, 8, records, stream.chunks, 2).permute(0, 4, 1, 3, 5, 2, 6)
-    target.view(tiles, records, warps, 8, MOST_CHUNKS, 2, 2)[..., : stream.chunks, :, :].copy_(lanes)
+    chunks = padded.view(torch.int16).view(tiles, warps, 2, 8, records, stream.chunks)  # both groups of a chunk
+    placed = target.view(torch.int16).view(tiles, records, warps, 8, MOST_CHUNKS, 2)
+    placed[..., : stream.chunks, :].copy_(chunks.permute(0, 4, 1, 3, 5, 2))
 
 
 def _padded(source: Tensor, fragments: int, width: int) -> Tensor:
-    """A copy of [F, 2, 8, B] with zeros up to [fragments, 2, 8, width]."""
-    out = torch.zeros(fragments, 2, 8, width, dtype=torch.uint8, device=source.device)
+    """[F, 2, 8, B] with zeros up to [fragments, 2, 8, width]; `source` itself where nothing is missing."""
+    if (source.shape[0], source.shape[3]) == (fragments, width):
+        return source
+    out = torch.zeros(fragments, 2, 8, width, dtype=source.dtype, device=source.device)
     out[: source.shape[0], :, :, : source.shape[3]] = source
     return out
+
+
+def _words(codes: Tensor) -> Tensor:
+    """u8 [N, B] as i32 [N, B/4]; copied only where the bytes do not lie on word boundaries."""
+    codes = codes.contiguous()
+    return (codes.clone() if codes.storage_offset() % 4 or codes.data_ptr() % 4 else codes).view(torch.int32)
 
 
 def _codes_of(chunks: Tensor, stream: Stream) -> Tensor:

@@ -1,5 +1,6 @@
 """`moeloom bench`: how fast, and how far from the memory floor."""
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,18 +18,18 @@ from moeloom.tools.artifact import (
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from moeloom.peers import Peer
     from moeloom.runtime.executable import Executable
 
 INPUTS = 32
 """Random inputs that calls take in turns, so that other experts are touched each time."""
+ROUTINGS = ("natural", "uniform", "zipf", "one_set", "topics")
 EPILOG = """\b
 Examples:
   moeloom bench model.moel --tokens 1,4,16,64
   moeloom bench a4.moel a16.moel --tokens 1,16 --threads 2
-  moeloom bench model.moel --fusion --no-peers"""
+  moeloom bench model.moel --fusion --no-peers
+  moeloom bench model.moel --device cuda --sustained --routing zipf --peers-from .peers"""
 
 
 @click.command("bench", epilog=EPILOG)
@@ -41,6 +42,20 @@ Examples:
 @click.option(
     "--peers/--no-peers", "with_peers", default=True, show_default=True, help="Also time other libraries' layers."
 )
+@click.option(
+    "--peers-from",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="DIR",
+    help="Look for other libraries in this folder too.",
+)
+@click.option(
+    "--routing",
+    type=click.Choice(ROUTINGS),
+    default="natural",
+    show_default=True,
+    help="Where tokens go: as the router's weights have it, or inputs made for a distribution (moeloom/routing.py).",
+)
+@click.option("--sustained", is_flag=True, help="Also time 1.2 s of calls without a pause; their second half counts.")
 @click.option("--fusion", "both", is_flag=True, help="Time each artifact with the fused and with the split quantiser.")
 @load_options
 @json_option
@@ -50,6 +65,9 @@ def command(
     tokens: tuple[int, ...],
     seed: int,
     with_peers: bool,
+    peers_from: Path | None,
+    routing: str,
+    sustained: bool,
     both: bool,
     as_json: bool,
     **load: Any,
@@ -63,6 +81,8 @@ def command(
     Peers are layers of other libraries that are installed, on the weights of the first artifact; their numbers are
     compared before they are timed. The ratio is a row's time to the first artifact's.
     """
+    if peers_from is not None:
+        sys.path.insert(0, str(peers_from))
     opened = [open_artifact(path, **load) for path in artifacts]
     names = [str(path) for path in artifacts]
     if both:
@@ -75,8 +95,8 @@ def command(
         others, notes = _peers(opened[0], entries, seed) if with_peers else ({}, [])
         for number, m in enumerate(tokens):
             progress("bench", number, len(tokens))
-            own = measure(opened, names, entries, m, seed)
-            own += _peer_rows(others, opened[0], m, seed)
+            own = measure(opened, names, entries, m, seed, routing, sustained)
+            own += _peer_rows(others, opened[0], m, seed, routing, sustained)
             rows += [row | {"ratio": row["seconds"] / own[0]["seconds"]} for row in own]
         progress("bench", len(tokens), len(tokens))
     for executable in opened:
@@ -85,7 +105,8 @@ def command(
     if as_json:
         output.print_json({"device": description, "rows": rows, "peers_left_out": notes})
         return
-    output.print_table(list(COLUMNS), [[_cell(row, *column) for column in COLUMNS.values()] for row in rows])
+    columns = {name: column for name, column in COLUMNS.items() if sustained or name != "sustained ms"}
+    output.print_table(list(columns), [[_cell(row, *column) for column in columns.values()] for row in rows])
     click.echo(f"{description}; layers called in turns: {rows[0]['layers']}")
     for peer, error in others.items():
         click.echo(f"{peer.name}: relative L2 {error:.2g}")
@@ -97,6 +118,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "artifact": ("artifact", str),
     "tokens": ("tokens", str),
     "ms": ("seconds", lambda value: f"{value * 1e3:.3f}"),
+    "sustained ms": ("sustained", lambda value: f"{value * 1e3:.3f}"),
     "ratio": ("ratio", lambda value: f"{value:.2f}"),
     "launches": ("launches", str),
     "weights touched": ("touched_bytes", output.mebibytes),
@@ -119,91 +141,72 @@ def _peers(executable: "Executable", entries: Sequence[str], seed: int) -> "tupl
     return {peer: peers.compare(peer, executable, seed) for peer in found}, reasons
 
 
-def _peer_rows(others: "dict[Peer, float]", executable: "Executable", tokens: int, seed: int) -> list[dict[str, Any]]:
-    from moeloom import peers
+def _peer_rows(
+    others: "dict[Peer, float]", executable: "Executable", tokens: int, seed: int, routing: str, sustained: bool
+) -> list[dict[str, Any]]:
+    from moeloom import peers, timing
 
-    return [
-        {
-            "artifact": peer.name,
-            "tokens": tokens,
-            "seconds": peers.time(peer, executable, tokens, INPUTS, seed),
-            "layers": len(peer.layers),
-            "relative_l2": error,
-        }
-        for peer, error in others.items()
-        if peer.fits(tokens)
-    ]
+    rows = []
+    for peer, error in others.items():
+        if not peer.fits(tokens):
+            continue
+        seconds = peers.time(peer, executable, tokens, INPUTS, seed, routing)
+        row = {"artifact": peer.name, "tokens": tokens, "seconds": seconds}
+        if sustained:
+            with timing.torch_threads(executable.device):
+                calls = peers.calls(peer, executable, tokens, INPUTS, seed, routing)
+                row["sustained"] = timing.sustained(timing.Round(calls, executable.device))
+        rows.append(row | {"layers": len(peer.layers), "relative_l2": error})
+    return rows
 
 
 def measure(
-    opened: "Sequence[Executable]", names: Sequence[str], entries: Sequence[str], tokens: int, seed: int
+    opened: "Sequence[Executable]",
+    names: Sequence[str],
+    entries: Sequence[str],
+    tokens: int,
+    seed: int,
+    routing: str = "natural",
+    sustained: bool = False,
 ) -> list[dict[str, Any]]:
     """A row for each artifact at M = `tokens`."""
+    from moeloom import timing
     from moeloom.measure import bandwidth, medians
 
     device = opened[0].device
     layers = [named_entries(e.entries, entries, blocks(e.entries)) for e in opened]
-    calls = [_calls(executable, own, tokens, seed) for executable, own in zip(opened, layers, strict=True)]
+    calls = [_calls(executable, own, tokens, seed, routing) for executable, own in zip(opened, layers, strict=True)]
     before = bandwidth(device)
     times = medians([call for call, _, _ in calls])
     fastest = max(before, bandwidth(device))
     rows = []
     for executable, name, own, taken, (_, count, read) in zip(opened, names, layers, times, calls, strict=True):
         seconds, floor = taken / count, read / fastest
-        rows.append(
-            {
-                "artifact": name,
-                "tokens": tokens,
-                "seconds": seconds,
-                "launches": len(executable[own[0]].launches(tokens)),
-                "layers": len(own),
-                "touched_bytes": read,
-                "bandwidth": fastest,
-                "floor_seconds": floor,
-                "percent_of_floor": 100 * floor / seconds,
-            }
-        )
+        row = {
+            "artifact": name,
+            "tokens": tokens,
+            "seconds": seconds,
+            "launches": len(executable[own[0]].launches(tokens)),
+            "layers": len(own),
+            "touched_bytes": read,
+            "bandwidth": fastest,
+            "floor_seconds": floor,
+            "percent_of_floor": 100 * floor / seconds,
+        }
+        if sustained:
+            again = timing.calls(executable, timing.turns(executable, own, tokens, INPUTS, seed, routing))
+            row["sustained"] = timing.sustained(timing.Round(again, device))
+        rows.append(row)
     return rows
 
 
 def _calls(
-    executable: "Executable", layers: Sequence[str], tokens: int, seed: int
+    executable: "Executable", layers: Sequence[str], tokens: int, seed: int, routing: str = "natural"
 ) -> tuple[Callable[[int], Any], int, float]:
     """What is timed, how many calls it makes, and the mean weight bytes of one: the layers and the inputs in turns."""
-    from moeloom.check import inputs_of
+    from moeloom import timing
     from moeloom.replay import Replay
 
-    turns: list[tuple[str, dict[str, Tensor]]] = []
-    read = 0
-    for turn in range(max(INPUTS, len(layers))):
-        name = layers[turn % len(layers)]
-        inputs = inputs_of(executable, name, tokens, seed + turn)
-        read += Replay(executable, name).touched_bytes(inputs)
-        turns.append((name, inputs))
-
-    def call(turn: int) -> Any:
-        name, inputs = turns[turn % len(turns)]
-        return executable[name](**inputs)
-
-    if executable.device.torch_device.type == "cpu":
-        return call, 1, read / len(turns)
-    return _replayed(executable, call, len(turns)), len(turns), read / len(turns)
-
-
-def _replayed(executable: "Executable", call: Callable[[int], Any], turns: int) -> Callable[[int], Any]:
-    """All the turns captured in one graph, so that the GPU and not Python sets the pace."""
-    import torch
-
-    for turn in range(turns):
-        call(turn)
-    executable.device.synchronise()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(executable.device.torch_device), torch.cuda.graph(graph):
-        outputs = [call(turn) for turn in range(turns)]
-
-    def replay(_: int) -> Any:
-        graph.replay()
-        executable.device.synchronise()
-        return outputs
-
-    return replay
+    turns = timing.turns(executable, layers, tokens, INPUTS, seed, routing)
+    read = sum(Replay(executable, name).touched_bytes(inputs) for name, inputs in turns)
+    return *timing.timed(timing.calls(executable, turns), executable.device), read / len(turns)

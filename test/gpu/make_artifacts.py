@@ -119,10 +119,17 @@ ODD_MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     )
     for suffix, options in (("", A4), ("-a16", A16), ("-one-stage", A4 | {"stages": 1, "scale_mode": "rceil"}))
 }
-# Layers that take turns, so that a benchmark's weights come from memory.
+# Layers that take turns, so that a benchmark's weights come from memory. The sizes of DeepSeek-R1 on one of eight ranks
+# with a softmax router and no shared expert: what other libraries' routing can do too.
+R1_RANK = {"hidden_size": 7168, "moe_intermediate_size": 256, "num_experts": 256}
 TIMED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "four-layers-a16": (LARGE_GPT_OSS | {"num_hidden_layers": 4}, A16),
-    "four-layers-a4": (LARGE_GPT_OSS | {"num_hidden_layers": 4}, A4),
+    f"{name}-{suffix}": (config | {"num_hidden_layers": 4}, options)
+    for name, config, quantize in (
+        ("four-layers", LARGE_GPT_OSS, {}),
+        ("r1-rank", QWEN3 | R1_RANK, QUANTIZE),
+        ("qwen3", QWEN3, QUANTIZE),
+    )
+    for suffix, options in (("a16", A16 | quantize), ("a4", A4 | quantize))
 }
 MODELS = LARGE | SMALL_MODELS | ODD_MODELS | TIMED
 """config.json and options of `moeloom.compile` by name."""

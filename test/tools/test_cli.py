@@ -160,6 +160,17 @@ def test_bench_times_peers(cli, tiny_artifact, monkeypatch):
     assert all(row["ratio"] == row["seconds"] / first["seconds"] and row["relative_l2"] < 0.3 for row in others)
 
 
+def test_bench_sustained_and_routed(cli, tiny_artifact, monkeypatch):
+    monkeypatch.setattr("moeloom.measure.read_bandwidth", lambda threads: 1e9)
+    monkeypatch.setattr("moeloom.measure.SHORTEST_SECONDS", 0.0)
+    options = ("--tokens", 16, "--entry", "model.layers.0.mlp", "--sustained", "--json", "--routing")
+    rows = {kind: json.loads(cli("bench", tiny_artifact, *options, kind)[1])["rows"] for kind in ("natural", "one_set")}
+    assert all(row["sustained"] > 0 for both in rows.values() for row in both)
+    # All tokens on two of eight experts.
+    expert, router = 3 * 64 * 64 * 17 // 32 + 4 * 3 * 64, 2 * (8 * 64 + 8)
+    assert rows["one_set"][0]["touched_bytes"] == 2 * expert + router < rows["natural"][0]["touched_bytes"]
+
+
 def test_bench_says_why_there_is_no_peer(cli, tiny_artifact, monkeypatch):
     monkeypatch.setattr("moeloom.measure.read_bandwidth", lambda threads: 1e9)
     monkeypatch.setattr("moeloom.measure.SHORTEST_SECONDS", 0.0)
