@@ -47,7 +47,7 @@ def phases(options: Options, target: Target) -> list[tuple[str, list[Step]]]:
         prefill_block=prefill.block,
         prefill_stages=options.stages or prefill.stages,
     )
-    lower = LowerToKernels(target=target.name, fusion=options.fusion, layout=layout)
+    lower = LowerToKernels.of(target, fusion=options.fusion, layout=layout)
     return [
         ("raise", [RaiseTorch(), "canonicalize"]),
         ("quantize", [*quantize]),
