@@ -70,6 +70,7 @@ Exit codes: 0 the table is written, or the variants compiled (what is left for a
 def command(
     model: str | None,
     shape: str | None,
+    target: str | None,
     directory: Path,
     budget: float,
     only: Any,
@@ -109,7 +110,8 @@ def command(
                 model=model,
                 shape=Shape.parse(shape) if shape else None,
                 what=tuple(what.split(",")) if what else None,
-                in_force=_settings(tuning) if tuning else None,
+                in_force=_settings(tuning, target) if tuning else None,
+                target=target,
                 stages=int(stages) if stages in ("1", "2") else stages,
                 **wanted,
             )
@@ -123,11 +125,13 @@ def command(
     _print(directory, found)
 
 
-def _settings(path: Path) -> Sequence[Mapping[str, Any]]:
-    from moeloom.tuning.table import read
-    from moeloom.tuning.variants import as_settings
+def _settings(path: Path, target: str | None) -> Sequence[Mapping[str, Any]]:
+    """The settings of a table, for the target that is tuned."""
+    from moeloom.tuning.table import by_target, read
 
-    return as_settings(read(path))
+    tuning = read(path)
+    by_target(tuning, [target or tuning.target])
+    return tuning.manifest()["settings"]
 
 
 def _print(directory: Path, found: "Tuned") -> None:
@@ -149,8 +153,10 @@ def _print(directory: Path, found: "Tuned") -> None:
         click.echo(f"  refused: {one['row']}{_reason(one)}")
     if table["together"] is not None:
         click.echo(f"  all winners together: {table['together']['state']}{_ratio(table['together'])}")
-    if found.unfinished or missing:
-        click.echo(f"  {found.unfinished} trials unfinished, {missing} variants not compiled: the same command goes on")
+    if missing:
+        click.echo(f"  {missing} variants are not compiled: the same command without --only, or --only compile, does")
+    if found.unfinished:
+        click.echo(f"  {found.unfinished} trials are unfinished: the same command goes on")
 
 
 def _ratio(one: Mapping[str, Any]) -> str:

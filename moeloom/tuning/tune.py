@@ -19,8 +19,8 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Tuned:
-    """`table` is the content of the table at `path`, None where only variants were compiled. `compiled` of `variants`
-    exist or were refused; `unfinished` counts the trials that another run would go on with."""
+    """`table` is the content of the table at `path`, None where only variants were compiled. `compiled` of `variants`,
+    all winners at once among them, exist or were refused; `unfinished` counts the trials that are left to measure."""
 
     path: Path | None
     table: dict[str, Any] | None
@@ -131,7 +131,8 @@ def _compiler(
 
 
 def _state(directory: Path, plan: Plan, journal: Journal, table: dict[str, Any] | None) -> Tuned:
-    names = [one.name for one in plan.candidates]
+    whole = select.together(select.winners(plan, journal))
+    names = [one.name for one in (*plan.candidates, *([] if whole is None else [whole]))]
     compiled = sum(bool(plans.artifact(directory, name).exists() or journal.refused(name)) for name in names)
     unfinished = len(select.select(plan, journal).unfinished)
     path = None if table is None else record.write(directory, table)

@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -176,8 +175,3 @@ def _facts(what: str, when: Mapping[str, Any]) -> str:
 def _name(row: Row) -> str:
     """A file name: gate_up.block-64.stream.block_n-128."""
     return ".".join([_facts(row.what, row.when), *(f"{name}-{value}" for name, value in row.changes.items())])
-
-
-def as_settings(tuning: Tuning) -> tuple[Mapping[str, Any], ...]:
-    """A table's settings as a request has them."""
-    return tuple(asdict(setting) for setting in tuning.settings)
