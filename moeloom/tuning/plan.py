@@ -90,9 +90,11 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Request:
-    """What is tuned. `model` is as `moeloom compile` takes it, absolute; `options` are compile's; `in_force` are
-    settings of an earlier table, {"what", "when", "params"}, that stand before the target's own. `what` names the
-    settings to try, all where it is empty."""
+    """What is tuned. `model` is as `moeloom compile` takes it, absolute; for a `shape` it is config.json, in DIR.
+
+    `options` are compile's; `in_force` are settings of an earlier table, {"what", "when", "params"}, that stand before
+    the target's own. `what` names the settings to try, all where it is empty.
+    """
 
     model: str
     target: str

@@ -44,7 +44,7 @@ def request_of(
         if target is None or (model is None) == (shape is None):
             raise TuningError(f"{directory} has no plan yet: give --target, and either a MODEL or a --shape")
         given = None if shape is None else dict(vars(shape))
-        path = str(directory.absolute() / "config.json") if model is None else _absolute(model)
+        path = "config.json" if model is None else _absolute(model)
         tokens = tuple(sorted(set(wanted["tokens"] or plans.TOKENS)))
         in_force, what = tuple(wanted["in_force"] or ()), tuple(wanted["what"] or ())
         return Request(path, target, given, options, tokens, in_force, what)

@@ -82,7 +82,9 @@ class Variants:
         options: dict[str, Any] = dict(self.request.options)
         if self._imported is None:
             self.progress("import", 0, 1)
-            self._imported = import_torch(self.request.model, activations=options.get("activations", "mxfp4"))
+            own = self.request.shape is not None  # the config.json that travels with the directory
+            model = self.directory / "config.json" if own else self.request.model
+            self._imported = import_torch(model, activations=options.get("activations", "mxfp4"))
             self.progress("import", 1, 1)
         targets, tuning = (self.request.target,), self._tuning(rows)
         return compile(
