@@ -5,14 +5,14 @@ get the recipe (`moe.pack`) that `runtime/pack.py` follows.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch_mlir import ir
 from torch_mlir.dialects import func
 
 from moeloom.lowering.cpu import launches as cpu
 from moeloom.lowering.function import Definitions, FunctionLowering
-from moeloom.lowering.targets import TARGETS, TargetName
+from moeloom.lowering.targets import TARGETS, Target, TargetName
 from moeloom.lowering.triton import launches as triton
 from moeloom.passes.base import Pass, PassError
 from moeloom.passes.report import Report
@@ -31,9 +31,20 @@ class LowerToKernels(Pass, name="moe-lower-to-kernels"):
     fusion: Literal["auto", "fused", "split"] = "auto"
     layout: Literal["auto", "n16k32", "row_major", "stream"] = "auto"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.row = TARGETS[self.target]
+
+    @classmethod
+    def of(cls, row: Target, **options: Any) -> "LowerToKernels":
+        """The pass for a row that need not be the built-in table's, such as a tuned one."""
+        made = cls(target=row.name, **options)
+        made.row = row
+        return made
+
     def run(self, module: ir.Operation, report: Report) -> None:
         """Lower every function of `module`; PassError at the op that has no kernel."""
-        row = TARGETS[self.target]
+        row = self.row
         lowerings = cpu.LOWERINGS if row.architecture is None else triton.LOWERINGS
         layout = row.layout if self.layout == "auto" else self.layout
         if layout not in row.layouts:

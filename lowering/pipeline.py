@@ -44,7 +44,7 @@ def phases(options: Options, target: Target) -> list[tuple[str, list[Step]]]:
         block=beyond.block,
         decode=",".join(f"{few.rows}:{few.block}:{options.stages or few.stages}" for few in decode) or "none",
     )
-    lower = LowerToKernels(target=target.name, fusion=options.fusion, layout=layout)
+    lower = LowerToKernels.of(target, fusion=options.fusion, layout=layout)
     return [
         ("raise", [RaiseTorch(), "canonicalize"]),
         ("quantize", [*quantize]),

@@ -1,12 +1,13 @@
 """Checks an artifact on the machine it runs on: numbers against the reference, bytes against bytes."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from moeloom import switches
 from moeloom.inputs import random_inputs
 from moeloom.replay import Replay
 from moeloom.runtime.executable import Executable
@@ -77,33 +78,18 @@ def experts_of(executable: Executable, name: str) -> int | None:
     return next((found["experts"] for found in params if "experts" in found), None)
 
 
-def forced(executable: Executable, which: Literal["first", "second"]) -> Executable:
+def forced(executable: Executable, which: switches.Side) -> Executable:
     """The same artifact, always taking the fused quantiser ("first") or the split pair ("second"), whatever M."""
-    target = executable.target
-    programs = {name: replace(p, steps=_forced(p.steps, which)) for name, p in target.programs.items()}
-    changed = replace(target, programs=programs)
-    return Executable(executable.manifest, changed, executable.device, executable.weights)
+    return switches.forced(executable, which, _is_fusion)
 
 
-def _forced(steps: Sequence[Step], which: str) -> tuple[Step, ...]:
-    taken: list[Step] = []
-    for step in steps:
-        if not isinstance(step, Alternatives):
-            taken.append(step)
-        elif step.choice == "fusion":
-            taken += _forced(getattr(step, which), which)
-        else:
-            taken.append(replace(step, first=_forced(step.first, which), second=_forced(step.second, which)))
-    return tuple(taken)
+def _is_fusion(step: Alternatives) -> bool:
+    return step.choice == "fusion"
 
 
 def _has_alternatives(steps: Sequence[Step]) -> bool:
     """Whether the fused and the split quantiser both stand in the program."""
-    return any(
-        step.choice == "fusion" or _has_alternatives((*step.first, *step.second))
-        for step in steps
-        if isinstance(step, Alternatives)
-    )
+    return any(map(_is_fusion, switches.alternatives(steps)))
 
 
 def _run(executable: Executable, name: str, inputs: Mapping[str, Tensor]) -> list[Tensor]:

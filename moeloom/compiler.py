@@ -23,6 +23,7 @@ from moeloom.passes import pipeline
 from moeloom.passes.report import Record, Report
 from moeloom.runtime.artifact import ArtifactWriter
 from moeloom.torch_import import ImportedModule, import_torch
+from moeloom.tuning.table import Given, by_target
 from moeloom.version import VERSION
 from moeloom.weight_files import WeightFiles
 
@@ -53,7 +54,7 @@ class CompileReport:
 
 
 def compile(
-    model: str | Path | torch.nn.Module,
+    model: str | Path | torch.nn.Module | ImportedModule,
     output: str | Path,
     *,
     targets: Sequence[str] = ("cpu",),
@@ -66,6 +67,7 @@ def compile(
     weights: Literal["copy", "reference", "random", "none"] = "copy",
     weight_layout: Literal["auto", "row_major"] = "auto",
     seed: int = 0,
+    tuning: Given | Sequence[Given] = (),
     require_fusion: int = 0,
     dump_phases: str | Path | None = None,
     overwrite: bool = False,
@@ -75,14 +77,16 @@ def compile(
     """Compile `model` to the artifact directory `output`.
 
     model: a checkpoint directory (config.json and safetensors), a config.json alone (with weights="none" or "random"),
-    a module, a Python "module:factory", or an .mlir file. activations: "mxfp4" quantises what each product reads (A4),
-    "bf16" does not (A16). stages: one launch for both products or two; "auto" is the target's choice. fusion: "auto"
-    switches from the fused to the split quantiser at the target's threshold, the others force one.
+    a module, a Python "module:factory", an .mlir file, or what import_torch made. activations: "mxfp4" quantises what
+    each product reads (A4), "bf16" does not (A16). stages: one launch for both products or two; "auto" is the target's
+    choice. fusion: "auto" switches from the fused to the split quantiser at the target's threshold, the others force
+    one.
     quantize_weights="mxfp4" quantises bf16 expert weights by `scale_mode`. weights: "copy" packs them into the
     artifact; "reference" packs them at load from the checkpoint directory where it lies now; "random" makes them at
     load from `seed`, the same on every device; "none" leaves them out.
     weight_layout: how a GPU target lays expert weights out; "auto" is its fastest layout, "row_major" that of the
     checkpoint, which holds any scale.
+    tuning: tables that `moeloom tune` wrote, one a target at most; their rows stand before the target's own.
     require_fusion: refuse unless that many sites were fused. dump_phases: a folder for the IR after each phase.
     cache: where object files are kept between compilations (default: `.cache/moeloom` in the home directory).
 
@@ -103,11 +107,13 @@ def compile(
     )
     names = list(dict.fromkeys(targets))
     rows = [target(name) for name in names]
+    tables = by_target(tuning, names)
+    rows = [tables[row.name].applied() if row.name in tables else row for row in rows]
     folder = cache or default_folder()
     job = _Job(progress or (lambda phase, done, total: None))
     with ArtifactWriter(Path(output), overwrite=overwrite) as artifact:
         with job.phase("import"):
-            imported = import_torch(model, activations=activations)
+            imported = model if isinstance(model, ImportedModule) else import_torch(model, activations=activations)
         if weights == "copy" and imported.weights is None and imported.needs_weights:
             raise CompileRefused(
                 f"{model} has no weights; give a checkpoint directory, or compile with --weights random or none"
@@ -134,6 +140,10 @@ def compile(
                 with job.phase("weights"):
                     packed = files.write(manifest["entries"], programs, layout_of(options, row))
             manifest["targets"][row.name] = code | {"programs": programs, "weights": packed}
+            if row.name in tables:
+                manifest["targets"][row.name]["tuning"] = tables[row.name].manifest()
+                if row.tiles:
+                    tables[row.name].mark(code["kernels"])
         manifest |= {
             "compiler": VERSION,
             "tools": {"torch": torch.__version__, "torch_mlir": version("torch-mlir"), "triton": version("triton")},

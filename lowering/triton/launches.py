@@ -262,7 +262,7 @@ def _decode(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp, product: str
     """What both decode kernels take. As many programs as the GPU runs at once, each holding `columns` of a block."""
     require_mx_codes(op, lower.target.name)
     architecture, warps = lower.target.architecture, STREAM_WARPS[product]
-    tile = lower.target.tile(f"decode_{product}", block=op.block.value)
+    tile = lower.target.tile(f"decode_{product}", block=op.block.value, quantised=op.x_scales is not None)
     assert architecture is not None
     by_registers = architecture.registers // (tile["maxnreg"] * warps * architecture.warp_size)
     return {

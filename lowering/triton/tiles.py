@@ -2,6 +2,29 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+TILE_OF = {"sort_scatter": "sort_count"}
+"""Templates that take the tile of another one."""
+FACTS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("gate_up", "down", "experts_one_stage"), ("block", "quantised", "stream")),
+    **dict.fromkeys(("decode_gate_up", "decode_down"), ("block", "quantised")),
+    **dict.fromkeys(("route", "sort_tokens", "sort_count", "sort_scan"), ("experts",)),
+    **dict.fromkeys(("quant", "quant_sort", "sort_scales", "combine"), ()),
+}
+"""What a tile may depend on, by template: rows of a sort block, whether x comes as MXFP4, whether weights are a stream,
+how many experts there are."""
+
+
+def facts(template: str, params: Mapping[str, Any]) -> dict[str, int | bool]:
+    """The facts of a kernel of `template`, which has a tile, from its params (docs/program.md)."""
+    known: dict[str, Any] = {
+        "block": params.get("block"),
+        "quantised": params.get("x") == "f4E2M1FN",
+        "stream": params.get("weights") == "stream",
+        "experts": params.get("experts"),
+    }
+    return {name: known[name] for name in FACTS[template]}
 
 
 @dataclass(frozen=True)

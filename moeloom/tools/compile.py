@@ -17,6 +17,7 @@ Examples:
   moeloom compile mixtral/ -o model.moel --quantize-weights mxfp4 --require-fusion 64
   moeloom compile gpt-oss-120b/ -o model.moel --weights reference
   moeloom compile gpt-oss-120b/config.json -o shape.moel --weights random --seed 1
+  moeloom compile gpt-oss-120b/ -o model.moel --target sm_90 --tuning tuned/sm_90.json
   moeloom compile models.py:tiny_block -o block.moel
   moeloom compile layer.mlir -o layer.moel --dump-phases phases/"""
 
@@ -75,6 +76,13 @@ Examples:
     "from --seed; or leave them out.",
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of random weights.")
+@click.option(
+    "--tuning",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A table that moeloom tune wrote; may be given again, for another target.",
+)
 @click.option(
     "--require-fusion", type=click.IntRange(0), default=0, metavar="N", help="Fail if fewer sites were fused."
 )

@@ -1,9 +1,10 @@
 """What `moeloom inspect` says about an artifact, as plain data."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
+from moeloom import switches
 from moeloom.runtime.artifact import Manifest
 from moeloom.runtime.cpu import choose
 from moeloom.runtime.errors import ArtifactError
@@ -38,6 +39,31 @@ def origin(found: Mapping[str, Any]) -> str:
     return f"packed at load from {checkpoint['reference']['directory']}"
 
 
+def table_of(target: Mapping[str, Any]) -> str:
+    """Which table of sizes and thresholds a target was compiled by."""
+    tuning = target["tuning"]
+    if tuning is None:
+        return "built in"
+    rows = f"{len(tuning['settings'])} tuned rows before the built-in ones"
+    if "sha256" not in tuning:
+        return f"{rows}, from {tuning['file']}"
+    model = tuning["model"]
+    sizes = ", ".join(f"{name} {size}" for name, size in model.items()) if isinstance(model, Mapping) else model
+    return (
+        f"{rows}, measured on {tuning['device']}, {tuning['date'][:10]}, for {sizes} "
+        f"({tuning['file']} of moeloom {tuning['moeloom']}, sha256 {tuning['sha256'][:12]})"
+    )
+
+
+def setting(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    """A tuned row: what, where it holds, its params."""
+    facts = [
+        name if value is True else f"not {name}" if value is False else f"{name} {value}"
+        for name, value in row["when"].items()
+    ]
+    return row["what"], ", ".join(facts), ", ".join(f"{name} {value}" for name, value in row["params"].items())
+
+
 def _target(manifest: Manifest, target: Target, tokens: Sequence[int]) -> dict[str, Any]:
     users: dict[str, list[str]] = {}
     for entry in manifest.entries.values():
@@ -46,6 +72,7 @@ def _target(manifest: Manifest, target: Target, tokens: Sequence[int]) -> dict[s
     return {
         "target": target.name,
         "architecture": target.architecture and target.architecture.name,
+        "tuning": manifest.raw["targets"].get(target.name, {}).get("tuning"),
         "libraries": [{"tier": own.tier, "features": list(own.features)} for own in target.libraries],
         "runs_here": _tier_here(target),
         "weights_bytes": sum(sizes.values()),
@@ -56,11 +83,12 @@ def _target(manifest: Manifest, target: Target, tokens: Sequence[int]) -> dict[s
 
 
 def _kernel(kernel: dict[str, Any]) -> dict[str, Any]:
-    """Template, params and, on a GPU, the facts of each code object."""
+    """Template, params and, on a GPU, the facts of each code object; where a table was given, whose tile it has."""
     facts = [
         {k: v for k, v in variant.items() if k not in ("file", "sha256")} for variant in kernel.get("variants", ())
     ]
-    return {"template": kernel["template"], "params": dict(kernel["params"]), "variants": facts}
+    own = {"tile": kernel["tile"]} if "tile" in kernel else {}
+    return {"template": kernel["template"], "params": dict(kernel["params"]), **own, "variants": facts}
 
 
 def weight_sizes(manifest: Manifest, target: Target) -> dict[str, int]:
@@ -93,7 +121,8 @@ def _program(target: Target, program: Program, entries: Sequence[str], tokens: S
         "outputs": [str(made.tensor) for made in program.outputs],
         "weights": {weight.name: str(weight.tensor) for weight in program.weights},
         "switches": [
-            {"choice": step.choice, "max_m": step.max_m, "reason": step.reason} for step in _alternatives(program.steps)
+            {"choice": step.choice, "max_m": step.max_m, "reason": step.reason}
+            for step in switches.alternatives(program.steps)
         ],
         "at": at,
     }
@@ -102,13 +131,6 @@ def _program(target: Target, program: Program, entries: Sequence[str], tokens: S
 def workspace_bytes(target: Target, program: Program, m: int) -> int:
     """Bytes of workspace for up to `m` tokens."""
     return slot_offsets(program, m, target.alignment)[1]
-
-
-def _alternatives(steps: Sequence[Step]) -> Iterator[Alternatives]:
-    for step in steps:
-        if isinstance(step, Alternatives):
-            yield step
-            yield from _alternatives((*step.first, *step.second))
 
 
 def _steps(target: Target, steps: Sequence[Step], m: int, why: str = "") -> list[dict[str, Any]]:

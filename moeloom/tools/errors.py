@@ -15,12 +15,15 @@ COMPILER_PACKAGES = ("torch_mlir", "triton", "transformers")
 USER_ERRORS = {
     "moeloom.compiler": ("CompileRefused",),
     "moeloom.checkpoint": ("ModelError",),
+    "moeloom.lowering.settings": ("SettingError",),
     "moeloom.lowering.targets": ("UnknownTargetError",),
     "moeloom.lowering.workers": ("CompileError",),
     "moeloom.peers": ("PeerDisagrees",),
     "moeloom.passes.base": ("OptionError", "PassError"),
     "moeloom.passes.pipeline": ("PipelineError",),
     "moeloom.runtime.errors": ("ArtifactError", "LaunchError"),
+    "moeloom.shape": ("ShapeError",),
+    "moeloom.tuning.plan": ("TuningError",),
 }
 """The errors of each module whose message is one line for the user; anything else is a fault of ours."""
 

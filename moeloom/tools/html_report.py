@@ -7,7 +7,7 @@ from typing import Any
 
 from moeloom.runtime.artifact import Manifest
 from moeloom.tools import output, plots
-from moeloom.tools.describe import origin, workspace_bytes
+from moeloom.tools.describe import origin, setting, table_of, workspace_bytes
 from moeloom.tools.errors import CommandError
 
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096)
@@ -69,6 +69,9 @@ def fusion(records: Sequence[Mapping[str, str]]) -> str:
 def _target(manifest: Manifest, target: Mapping[str, Any]) -> Iterator[str]:
     yield f"<h2>Target {escape(target['target'])}</h2>"
     yield f"<p>{output.mebibytes(target['weights_bytes'])} of packed weights.</p>"
+    yield f"<p>Table: {escape(table_of(target))}.</p>"
+    if target["tuning"]:
+        yield table(["tuned", "where", "setting"], [setting(row) for row in target["tuning"]["settings"]])
     yield plots.weights(_by_part(target["weights"]))
     if target["libraries"]:
         yield "<h3>Libraries</h3>"
@@ -150,12 +153,17 @@ def _tiles(steps: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 def kernels(found: Mapping[str, Mapping[str, Any]]) -> str:
     """A row a kernel; on a GPU a row a code object, with every fact that the compiler noted."""
     facts = list(dict.fromkeys(fact for kernel in found.values() for variant in kernel["variants"] for fact in variant))
+    tuned = any("tile" in kernel for kernel in found.values())
     rows = []
     for name, kernel in found.items():
         params = ", ".join(f"{key}={value}" for key, value in kernel["params"].items())
         for variant in kernel["variants"] or [{}]:
-            rows.append([name, kernel["template"], *(_fact(variant.get(fact, "")) for fact in facts), params])
-    return table(["kernel", "template", *(fact.replace("_", " ") for fact in facts), "params"], rows)
+            own = [kernel["template"], *([kernel.get("tile", "")] if tuned else [])]
+            rows.append([name, *own, *(_fact(variant.get(fact, "")) for fact in facts), params])
+    return table(
+        ["kernel", "template", *(["tile"] if tuned else []), *(fact.replace("_", " ") for fact in facts), "params"],
+        rows,
+    )
 
 
 def _fact(value: Any) -> str:

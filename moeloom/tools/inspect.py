@@ -59,7 +59,12 @@ def command(artifact: Path, tokens: tuple[int, ...], target: str | None, report:
 
 
 def _print_target(target: dict[str, Any]) -> None:
+    from moeloom.tools.describe import setting, table_of
+
     click.echo(f"\ntarget {target['target']}: {output.mebibytes(target['weights_bytes'])} of weights")
+    click.echo(f"  table: {table_of(target)}")
+    if target["tuning"]:
+        output.print_table(["tuned", "where", "params"], [setting(row) for row in target["tuning"]["settings"]], "    ")
     if target["architecture"] is None:
         _print_libraries(target)
     else:
@@ -95,9 +100,11 @@ def _print_libraries(target: dict[str, Any]) -> None:
 
 def _print_code(kernels: dict[str, Any]) -> None:
     """The code objects of a GPU target, and what the compiler noted of each."""
+    header = ["kernel", "divisible by", "threads", "shared, bytes", "registers", "spills"]
+    tuned = any("tile" in kernel for kernel in kernels.values())
     rows = [
-        [name, *(str(variant[fact]) for fact in FACTS)]
+        [name, *(str(variant[fact]) for fact in FACTS), *([kernel.get("tile", "-")] if tuned else [])]
         for name, kernel in kernels.items()
         for variant in kernel["variants"]
     ]
-    output.print_table(["kernel", "divisible by", "threads", "shared, bytes", "registers", "spills"], rows, indent="  ")
+    output.print_table([*header, *(["tile"] if tuned else [])], rows, indent="  ")

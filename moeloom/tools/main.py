@@ -5,7 +5,7 @@ import traceback
 
 import click
 
-from moeloom.tools import bench, check, compile, inspect, run
+from moeloom.tools import bench, check, compile, inspect, run, tune
 from moeloom.tools.errors import EXIT_ERROR, EXIT_USAGE, user_errors
 from moeloom.version import VERSION
 
@@ -27,10 +27,11 @@ def cli(show_traceback: bool) -> None:
     moeloom check model.moel                      numbers against a float64 reference
     moeloom bench model.moel --tokens 1,4,16      times against the memory floor
     moeloom run model.moel --tokens 16            random tokens through the first layer
+    moeloom tune checkpoint/ -o tuned --target cpu    measure variants here, write a table for compile --tuning
     """
 
 
-for command in (compile.command, run.command, check.command, bench.command, inspect.command):
+for command in (compile.command, run.command, check.command, bench.command, inspect.command, tune.command):
     cli.add_command(command)
 
 

@@ -3,13 +3,14 @@
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 
 class Report(Protocol):
@@ -18,14 +19,28 @@ class Report(Protocol):
     def __call__(self, phase: str, done: int, total: int) -> None: ...
 
 
+class Left(ProgressColumn):
+    """The time that is left of a budget, in seconds."""
+
+    def __init__(self, left: Callable[[], float]):
+        super().__init__()
+        self.left = left
+
+    def render(self, task: Task) -> Text:
+        minutes, seconds = divmod(round(self.left()), 60)
+        return Text(f"{minutes}:{seconds:02} left", style="progress.remaining")
+
+
 @contextmanager
-def progress() -> Iterator[Report]:
-    """A bar on stderr, one line a phase, gone when the work is done; nothing where stderr is no terminal."""
+def progress(left: Callable[[], float] | None = None) -> Iterator[Report]:
+    """A bar on stderr, one line a phase, gone when the work is done; nothing where stderr is no terminal.
+
+    left: the seconds left of a budget, shown instead of the time that has passed.
+    """
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(
-        *columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+    last = TimeElapsedColumn() if left is None else Left(left)
+    with Progress(*columns, last, console=console, transient=True, disable=not console.is_terminal) as bar:
         tasks: dict[str, Any] = {}
 
         def report(phase: str, done: int, total: int) -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import moeloom
 from moeloom.tools.main import main
 
-COMMANDS = ("compile", "run", "check", "bench", "inspect")
+COMMANDS = ("compile", "run", "check", "bench", "inspect", "tune")
 
 
 @pytest.fixture

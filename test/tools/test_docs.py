@@ -20,5 +20,5 @@ def test_every_op_and_pass_has_a_section():
 
 
 def test_every_command_has_a_section():
-    for name in ("compile", "run", "check", "bench", "inspect"):
+    for name in ("compile", "run", "check", "bench", "inspect", "tune"):
         assert f"## moeloom {name}\n" in docs.pages()["cli.md"]
