@@ -66,8 +66,8 @@ class PlanExperts(Pass, name="moe-plan-experts"):
                     raise OptionError(
                         f"'{self.name}' option decode has '{item}'; write ROWS:BLOCK or ROWS:BLOCK:STAGES"
                     )
-        rows = [rows for rows, _ in plans]
-        if rows != sorted(set(rows)):
+        limits = [limit for limit, _ in plans]
+        if limits != sorted(set(limits)):
             raise OptionError(f"'{self.name}' option decode is '{self.decode}'; its rows must ascend")
         return plans
 

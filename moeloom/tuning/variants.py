@@ -7,6 +7,7 @@ from typing import Any
 
 from moeloom import switches
 from moeloom.compiler import CompileReport, compile
+from moeloom.lowering.packing import Layout
 from moeloom.lowering.pipeline import Options, layout_of
 from moeloom.lowering.settings import Setting, SettingError, in_force
 from moeloom.lowering.targets import Target
@@ -133,7 +134,7 @@ def _pipeline_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return {"stages": 0 if stages == "auto" else stages, "weight_layout": options.get("weight_layout", "auto")}
 
 
-def _settings(target: Target, layout: str, kernels: Mapping[str, Mapping[str, Any]]) -> Iterator[Setting]:
+def _settings(target: Target, layout: Layout, kernels: Mapping[str, Mapping[str, Any]]) -> Iterator[Setting]:
     """What the layer's launches depend on: plans, and on a GPU a tile for each kernel, told apart by its facts."""
     for number in range(len(target.layouts[layout])):
         yield Setting("plan", {"layout": layout, "number": number})
@@ -149,7 +150,7 @@ def _settings(target: Target, layout: str, kernels: Mapping[str, Mapping[str, An
 
 
 def _thresholds(
-    target: Target, layout: str, program: Program, kernels: Mapping[str, Mapping[str, Any]]
+    target: Target, layout: Layout, program: Program, kernels: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[Threshold]:
     """The numbers that the program's alternatives compare M with."""
     choices = {step.choice for step in switches.alternatives(program.steps)}

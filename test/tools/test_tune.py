@@ -22,7 +22,7 @@ from moeloom.tuning.journal import Journal
 from moeloom.tuning.plan import artifact, read
 
 SHAPE = "hidden=64,intermediate=64,experts=8,topk=2,layers=2"
-PLANNED = "plan.layout-n16k32.block-16"
+PLANNED = "plan.layout-n16k32.number-0.block-16"
 ROOT = Path(__file__).resolve().parents[2]
 WITHOUT_COMPILER = """
 import sys
@@ -82,9 +82,9 @@ def times(directory: Path) -> list[tuple]:
 def test_a_variant_that_does_not_compile_is_refused_with_the_reason(planned: Path) -> None:
     assert artifact(planned, PLANNED).is_dir()
     journal = Journal(planned / "measurements.jsonl")
-    reason = journal.refused("plan.layout-n16k32.block-8")
+    reason = journal.refused("plan.layout-n16k32.number-0.block-8")
     assert reason is not None and "sort blocks of 8 rows have no kernel for target cpu" in reason
-    assert not artifact(planned, "plan.layout-n16k32.block-8").exists()
+    assert not artifact(planned, "plan.layout-n16k32.number-0.block-8").exists()
 
 
 def test_measured_without_a_compiler_then_selected(tune: Callable, directory: Path) -> None:
@@ -104,9 +104,9 @@ def test_measured_without_a_compiler_then_selected(tune: Callable, directory: Pa
     assert (table["schema"], table["target"], table["model"]["experts"]) == (1, "cpu", 8)
     assert table["machine"]["device"].endswith(", 1 thread") and table["machine"]["date"][:2] == "20"
     assert set(table["noise"]) == {"1", "4"}
-    assert [one["row"] for one in table["refused"]] == ["plan (layout n16k32): block 32 -> 8"]
+    assert [one["row"] for one in table["refused"]] == ["plan (layout n16k32, number 0): block 32 -> 8"]
     decided = {str(one["row"]) for one in table["kept"]} | {row["what"] for row in table["rows"]}
-    assert decided & {"plan (layout n16k32): block 32 -> 16", "plan"}
+    assert decided & {"plan (layout n16k32, number 0): block 32 -> 16", "plan"}
     # Nothing is left to measure: the same again changes nothing.
     assert tune("-o", directory, "--only", "measure", "--threads", 1)[1]["table"] == table
     assert len(times(directory)) == len(set(times(directory)))
