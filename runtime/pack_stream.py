@@ -32,6 +32,7 @@ from moeloom.runtime.stream import FRAGMENT_ROWS, MOST_CHUNKS, Stream
 
 SCALE_OFFSET = 64
 LEAST_SCALE, GREATEST_SCALE = 64, 190  # e8m0 bytes; beyond them a scaled sum might leave f32
+ROWS_TOGETHER = 8  # gates, and ups: registers of one lane
 SIGN_BITS = (15, 12, 14, 13)  # of the pairs 0..3
 MAGNITUDE_BITS = (6, 3, 9, 0)
 STEP_BYTES = 1 << 18  # of payload a step on a CPU: temporaries stay in the second-level cache
@@ -43,12 +44,12 @@ def pack_stream(codes: Tensor, scales: Tensor, rows: str, warps: int) -> Tensor:
     Of gate_up, row r of a fragment is a gate and row r + 8 the up of the same output. ArtifactError for a scale that
     the stream cannot hold.
     """
-    _refuse_scales(scales)
+    refuse_scales(scales, LEAST_SCALE, GREATEST_SCALE)
     count, half = codes.shape
     stream = Stream(count, 2 * half, warps)
     out = torch.zeros(stream.shape, dtype=torch.uint8, device=codes.device)
     step = stream.tiles if codes.device.type != "cpu" else max(1, STEP_BYTES // (FRAGMENT_ROWS * warps * half))
-    payload, scale_bytes = _fragments(codes, rows), _fragments(scales, rows)
+    payload, scale_bytes = (fragments_of(matrix, rows, ROWS_TOGETHER).squeeze(1) for matrix in (codes, scales))
     for tile in range(0, stream.tiles, step):
         some, fragments = out[tile : tile + step], slice(tile * warps, (tile + step) * warps)
         _lay_payload(some[:, :, 1:], payload[fragments], stream)
@@ -62,39 +63,44 @@ def unpack_stream(packed: Tensor, rows: str, count: int, columns: int) -> tuple[
     fragments = stream.tiles * stream.warps
     codes = torch.empty(count, columns // 2, dtype=torch.uint8, device=packed.device)
     scales = torch.empty(count, columns // GROUP, dtype=torch.uint8, device=packed.device)
-    payload = _codes_of(packed[:, :, 1:], stream).view(fragments, 2, 8, -1)[..., : columns // 2]
-    groups = _scales_of(packed[:, :, 0], stream).view(fragments, 2, 8, -1)[..., : columns // GROUP]
-    for target, found in ((_fragments(codes, rows), payload), (_fragments(scales, rows), groups)):
-        target.copy_(found[: target.shape[0]])
+    payload, groups = _codes_of(packed[:, :, 1:], stream), _scales_of(packed[:, :, 0], stream)
+    for matrix, found in ((codes, payload), (scales, groups)):
+        target = fragments_of(matrix, rows, ROWS_TOGETHER)
+        target.copy_(found.view(fragments, *target.shape[1:-1], -1)[: target.shape[0], ..., : target.shape[-1]])
     return codes, scales
 
 
-def _refuse_scales(scales: Tensor) -> None:
+def refuse_scales(scales: Tensor, least_held: int, greatest_held: int) -> None:
+    """ArtifactError for a scale byte that a stream does not hold."""
     least, greatest = (int(bound) for bound in scales.aminmax())
-    if least < LEAST_SCALE or greatest > GREATEST_SCALE:
+    if least < least_held or greatest > greatest_held:
         raise ArtifactError(
-            f"a weight has scale bytes {least} to {greatest}; the stream layout holds {LEAST_SCALE} to "
-            f"{GREATEST_SCALE}: pack it with the layout row_major"
+            f"a weight has scale bytes {least} to {greatest}; the stream layout holds {least_held} to "
+            f"{greatest_held}: pack it with the layout row_major"
         )
 
 
-def _fragments(matrix: Tensor, rows: str) -> Tensor:
-    """[N, B] as a view [N/16, 2, 8, B]: rows r and r + 8 of each fragment."""
+def fragments_of(matrix: Tensor, rows: str, together: int) -> Tensor:
+    """[N, B] as a view [N/16, 8 / together, 2, together, B]: the 16 rows of each fragment.
+
+    Of gate_up, `together` rows are gates and as many that follow are the ups of the same outputs.
+    """
     count, width = matrix.shape
     if count % FRAGMENT_ROWS:
         raise ArtifactError(f"a weight has {count} rows; the stream layout takes multiples of {FRAGMENT_ROWS}")
+    parts = (8 // together, together)
     if rows == "gate_up_interleaved":
-        return matrix.view(-1, 8, 2, width).transpose(1, 2)
+        return matrix.view(-1, *parts, 2, width).transpose(2, 3)
     if rows == "gate_up_concatenated":
-        return matrix.view(2, -1, 8, width).transpose(0, 1)
-    return matrix.view(-1, 2, 8, width)
+        return matrix.view(2, -1, *parts, width).permute(1, 2, 0, 3, 4)
+    return matrix.view(-1, parts[0], 2, together, width)
 
 
 def _lay_payload(target: Tensor, source: Tensor, stream: Stream) -> None:
     """target u8 [tiles, records, chunks, warps, 512], source u8 [fragments, 2, 8, K/2], the last ones maybe absent."""
     low, high = _word_tables(source.device)
-    padded = _padded(source, target.shape[0] * stream.warps, stream.padded_columns // 2)
-    pairs = (padded[:, 0].int() | padded[:, 1].int() << 8).view(-1, 2, 4)  # 8 bytes of a row: 16 columns
+    whole = padded(source, target.shape[0] * stream.warps, stream.padded_columns // 2)
+    pairs = (whole[:, 0].int() | whole[:, 1].int() << 8).view(-1, 2, 4)  # 8 bytes of a row: 16 columns
     words = low.index_select(0, pairs[:, 0].flatten()).bitwise_or_(high.index_select(0, pairs[:, 1].flatten()))
     lanes = words.view(target.shape[0], stream.warps, 8, stream.records, stream.chunks, 4, 4)
     target.view(torch.int32).view(*target.shape[:4], 8, 4, 4).copy_(lanes.permute(0, 3, 4, 1, 2, 6, 5))
@@ -103,15 +109,15 @@ def _lay_payload(target: Tensor, source: Tensor, stream: Stream) -> None:
 def _lay_scales(target: Tensor, source: Tensor, stream: Stream) -> None:
     """target u8 [tiles, records, warps, 512], source u8 [fragments, 2, 8, K/32]."""
     tiles, records, warps, _ = target.shape
-    padded = _padded(source + SCALE_OFFSET, tiles * warps, stream.padded_columns // GROUP)
-    lanes = padded.view(tiles, warps, 2, 8, records, stream.chunks, 2).permute(0, 4, 1, 3, 5, 2, 6)
+    whole = padded(source + SCALE_OFFSET, tiles * warps, stream.padded_columns // GROUP)
+    lanes = whole.view(tiles, warps, 2, 8, records, stream.chunks, 2).permute(0, 4, 1, 3, 5, 2, 6)
     target.view(tiles, records, warps, 8, MOST_CHUNKS, 2, 2)[..., : stream.chunks, :, :].copy_(lanes)
 
 
-def _padded(source: Tensor, fragments: int, width: int) -> Tensor:
-    """A copy of [F, 2, 8, B] with zeros up to [fragments, 2, 8, width]."""
-    out = torch.zeros(fragments, 2, 8, width, dtype=torch.uint8, device=source.device)
-    out[: source.shape[0], :, :, : source.shape[3]] = source
+def padded(source: Tensor, fragments: int, width: int) -> Tensor:
+    """A copy of [F, ..., B] with zeros up to [fragments, ..., width]."""
+    out = torch.zeros(fragments, *source.shape[1:-1], width, dtype=torch.uint8, device=source.device)
+    out[: source.shape[0], ..., : source.shape[-1]] = source
     return out
 
 
