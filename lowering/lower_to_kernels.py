@@ -29,7 +29,7 @@ class LowerToKernels(Pass, name="moe-lower-to-kernels"):
 
     target: TargetName = "cpu"
     fusion: Literal["auto", "fused", "split"] = "auto"
-    layout: Literal["auto", "n16k32", "row_major", "stream"] = "auto"
+    layout: Literal["auto", "n16k32", "row_major", "stream", "mfma_stream"] = "auto"
 
     def run(self, module: ir.Operation, report: Report) -> None:
         """Lower every function of `module`; PassError at the op that has no kernel."""

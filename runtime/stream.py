@@ -64,3 +64,11 @@ class MfmaStream:
     @property
     def shape(self) -> tuple[int, int, int]:
         return (self.tiles, self.steps, STEP_BYTES)
+
+    def span(self, parts: int) -> int:
+        """Steps of each of `parts` of K; the last part may have fewer."""
+        return -(-self.steps // parts)
+
+    def splits_into(self, parts: int) -> bool:
+        """Whether no part would be without a step."""
+        return self.span(parts) * (parts - 1) < self.steps
