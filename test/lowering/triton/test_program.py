@@ -108,15 +108,15 @@ def _value(kind: str, address: int) -> Any:
 
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], tuple[Executable, Interpreted]]:
-    """interpreted(artifact) -> its GPU target as an executable, and the driver that runs it."""
+    """interpreted(artifact, target) -> its GPU target as an executable, and the driver that runs it."""
 
-    def opened(path: Path) -> tuple[Executable, Interpreted]:
+    def opened(path: Path, name: str = TARGET) -> tuple[Executable, Interpreted]:
         monkeypatch.setattr(gpu, "_modules", {})
         manifest = read(path)
-        target = manifest.targets[TARGET]
+        target = manifest.targets[name]
         driver = Interpreted(target)
         device = gpu.Gpu(driver, target)
-        return Executable(manifest, target, device, bind(manifest, TARGET), poison=True), driver
+        return Executable(manifest, target, device, bind(manifest, name), poison=True), driver
 
     return opened
 
@@ -126,13 +126,13 @@ def compiled(checkpoint: Callable, tmp_path_factory: pytest.TempPathFactory) -> 
     """compiled(family, **options) -> an artifact for the CPU and a GPU, made once."""
     made: dict[tuple, Path] = {}
 
-    def artifact(family: str, **options: Any) -> Path:
-        key = (family, *sorted(options.items()))
+    def artifact(family: str, target: str = TARGET, **options: Any) -> Path:
+        key = (family, target, *sorted(options.items()))
         if key not in made:
             made[key] = tmp_path_factory.mktemp("gpu") / "a.moel"
             # Gluon kernels, which decode from streams, cannot be interpreted.
             options = {"weight_layout": "row_major"} | options
-            moeloom.compile(checkpoint(family), made[key], targets=["cpu", TARGET], **options)
+            moeloom.compile(checkpoint(family), made[key], targets=["cpu", target], **options)
         return made[key]
 
     return artifact
@@ -166,16 +166,26 @@ def test_one_stage(interpreted: Callable, compiled: Callable) -> None:
     assert [name for name, _ in driver.launched].count("experts_one_stage_0") == 1
 
 
-@pytest.mark.parametrize("activations", ["mxfp4", "bf16"])
-def test_many_tokens_read_streams(interpreted: Callable, compiled: Callable, activations: str) -> None:
+@pytest.mark.parametrize(
+    ("target", "activations", "weight_layout", "decode"),
+    [
+        ("sm_90", "mxfp4", "auto", "decode_gate_up_0"),
+        ("sm_90", "bf16", "stream", "decode_gate_up_0"),
+        ("gfx950", "mxfp4", "stream", "decode_mfma_gate_up_0"),
+    ],
+)
+def test_many_tokens_read_streams(
+    interpreted: Callable, compiled: Callable, target: str, activations: str, weight_layout: str, decode: str
+) -> None:
     """Beyond the decode kernels' range; the reference unpacks the same streams."""
-    exe, driver = interpreted(compiled("gpt_oss", activations=activations, weight_layout="auto"))
+    artifact = compiled("gpt_oss", target, activations=activations, weight_layout=weight_layout)
+    exe, driver = interpreted(artifact, target)
     entry = exe[exe.entries[0]]
     (tokens,) = {step.max_m for step in entry.program.steps if isinstance(step, Alternatives)}
     figures = list(check(exe, [entry.name], [tokens + 1]))
     assert [figure.value for figure in figures if not figure.passed] == []
     assert {"gate_up_0", "down_0"} <= dict(driver.launched).keys()
-    assert "decode_gate_up_0" in {launch.kernel for launch in entry.launches(tokens)}
+    assert decode in {launch.kernel for launch in entry.launches(tokens)}
 
 
 def test_prequantised_entry(interpreted: Callable, compiled: Callable) -> None:
