@@ -180,6 +180,8 @@ class Case:
         named = reference.defined_payload(self.sort[0], self.sort[3], stage, TOPK, rows)
         if params["x"] == "bf16":
             self.values = torch.randint(-8, 9, (rows, self.columns)).double()
+            if stage == 2:
+                self.values[5, -1] = torch.inf  # which columns past the last one must not repeat, even times zero
             self.x = self.values.bfloat16()
             self.x[~named] = torch.nan
             self.x_scales = []
@@ -258,6 +260,25 @@ def test_gate_up_computes(compiled, wave, name):
         wanted[row] = (up + 1) * gate * torch.sigmoid(params["alpha"] * gate)
     assert wanted.count_nonzero() > 0.9 * wanted.numel()
     torch.testing.assert_close(found, wanted, rtol=2**-8, atol=1e-6)
+
+
+LOAD = "s_load_dwordx2 s[4:5], s[0:1], 0x0\nv_mov_b32_e32 v1, 0\nglobal_load_dword v2, v1, s[4:5]"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"{LOAD}\nv_mov_b32_e32 v3, v2", "v2 is read while a load of it is under way"),
+        (f"{LOAD} offset:4096", "outside of all buffers"),
+        ("v_mov_b32_e32 v4, v0\nv_mfma_f32_16x16x16_bf16 v[8:11], v[4:5], v[6:7], 0", "is not there yet"),
+    ],
+)
+def test_the_interpreter_refuses_what_hardware_gets_wrong(wave, text, message):
+    memory = wave.Memory()
+    arguments = np.array([memory.place(np.zeros(16, np.uint32))], np.uint64)
+    interpreter = wave.Wave(f".amdhsa_user_sgpr_count 4\n{text}\ns_endpgm\n", memory)
+    with pytest.raises(AssertionError, match=message):
+        interpreter.run(arguments, 0)
 
 
 def test_the_stream_is_one_operand():
