@@ -132,7 +132,8 @@ class Wave(Registers):
             assert name in ("v_mfma_f32_16x16x32_bf16", "v_mfma_f32_16x16x16_bf16")
             sides = [bf16_pairs(a), bf16_pairs(b)]
             assert sides[0].shape[1] == sides[1].shape[1] == int(name.split("x")[2].partition("_")[0]) // 4
-        product = operand_matrix(sides[0]) @ operand_matrix(sides[1]).T
+        with np.errstate(invalid="ignore"):
+            product = operand_matrix(sides[0]) @ operand_matrix(sides[1]).T
         starts = [self._read(o[3], i if o[3][0] == "v" else 0) for i in range(4)]
         for i, (register, start) in enumerate(zip(self._registers(o[0]), starts, strict=True)):
             self.v[register] = bits((product[4 * (LANES // 16) + i, LANES % 16] + f32(start)).astype(np.float32))

@@ -1,6 +1,8 @@
 """The decode kernels for CDNA GPUs, judged by their code and run by an interpreter of it: nothing here was timed."""
 
+import fcntl
 import json
+import os
 from importlib import import_module
 from pathlib import Path
 
@@ -84,8 +86,12 @@ def compiled(target, tmp_path_factory) -> dict[str, dict[int, Path]]:
     whole = {name: (template, params | programs) for name, (template, params) in KERNELS.items()}
     wanted = (whole | RUN).items()
     kernels = {name: {"template": template, "params": params} for name, (template, params) in wanted}
-    cache = tmp_path_factory.mktemp("cache")
-    return build.compile_kernels(kernels, architecture, cache, lambda *_: None, {"gate_up": (0, 1)})
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    cache = folder / "decode_mfma"
+    with (folder / "decode_mfma.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of two processes with tests, one compiles
+        return build.compile_kernels(kernels, architecture, cache, lambda *_: None, {"gate_up": (0, 1)})
 
 
 @pytest.fixture(scope="module")
