@@ -29,7 +29,7 @@ class LowerToKernels(Pass, name="moe-lower-to-kernels"):
 
     target: TargetName = "cpu"
     fusion: Literal["auto", "fused", "split"] = "auto"
-    layout: Literal["auto", "n16k32", "row_major", "stream"] = "auto"
+    layout: Literal["auto", "n16k32", "row_major", "stream", "mfma_stream"] = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()

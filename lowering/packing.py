@@ -5,13 +5,15 @@ from typing import Literal
 
 from torch_mlir import ir
 
-from moeloom.runtime.stream import Stream
+from moeloom.runtime.stream import MfmaStream, Stream
 
 ROWS, GROUP = 16, 32
 """Rows of a weight tile and columns of a scale group: the layout is named n16k32 after them."""
 
 
-Layout = Literal["n16k32", "row_major", "stream"]
+Layout = Literal["n16k32", "row_major", "stream", "mfma_stream"]
+STREAMS: tuple[Layout, ...] = ("stream", "mfma_stream")
+"""Layouts of payload and scales in one tensor."""
 STREAM_WARPS = {"gate_up": 8, "down": 4}
 """Warps of a tile of a stream, those of the decode kernel that reads it (benchmarks/decode_products.py times them)."""
 
@@ -30,22 +32,27 @@ def packed_type(layout: Layout, kind: str, dims: Sequence[int]) -> ir.RankedTens
     return ir.RankedTensorType.get(list(dims), ir.F32Type.get())
 
 
-def stream_type(dims: Sequence[int], warps: int) -> ir.RankedTensorType:
-    """The stream of a payload [E, N, K] and its scales."""
+def stream_type(layout: Layout, dims: Sequence[int], warps: int) -> ir.RankedTensorType:
+    """The stream of a payload [E, N, K] and its scales; an MFMA stream has no `warps`."""
     experts, rows, columns = dims
-    shape = [experts, *Stream(rows, columns, warps).shape]
-    return ir.RankedTensorType.get(shape, ir.IntegerType.get_signless(8))
+    stream = Stream(rows, columns, warps) if layout == "stream" else MfmaStream(rows, columns)
+    return ir.RankedTensorType.get([experts, *stream.shape], ir.IntegerType.get_signless(8))
 
 
 def stream_recipe(
-    rows: str, dims: Sequence[int], warps: int, payload: Mapping[str, ir.Attribute], scales: Mapping[str, ir.Attribute]
+    layout: Layout,
+    rows: str,
+    dims: Sequence[int],
+    warps: int,
+    payload: Mapping[str, ir.Attribute],
+    scales: Mapping[str, ir.Attribute],
 ) -> ir.DictAttr:
     """The recipe of a stream from the attributes of the two weight arguments that it is made of."""
-    one = recipe("stream", "stream", rows, payload)
+    one = recipe(layout, "stream", rows, payload)
     quantised = "moe.quantize" in payload
     sources = [payload["moe.weight"]] if quantised else [payload["moe.weight"], scales["moe.weight"]]
     i64 = ir.IntegerType.get_signless(64)
-    sizes = {"warps": warps, "count": dims[1], "columns": dims[2]}
+    sizes = {"count": dims[1], "columns": dims[2]} | ({"warps": warps} if layout == "stream" else {})
     return ir.DictAttr.get(
         {one[i].name: one[i].attr for i in range(len(one))}
         | {"sources": ir.ArrayAttr.get(sources)}

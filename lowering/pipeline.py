@@ -1,10 +1,11 @@
 """The pipeline of a target, as one readable list."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from moeloom.lowering.lower_to_kernels import LowerToKernels
-from moeloom.lowering.packing import Layout
+from moeloom.lowering.packing import STREAMS, Layout
 from moeloom.lowering.targets import Target
 from moeloom.passes.fuse_quant_sort import FuseQuantSort
 from moeloom.passes.pipeline import Step
@@ -22,14 +23,19 @@ class Options:
     fusion: Literal["auto", "fused", "split"] = "auto"
     scale_mode: Literal["even", "rceil", "floor", "ceil"] = "even"
     quantize_weights: Literal["", "mxfp4"] = ""
-    weight_layout: Literal["auto", "row_major"] = "auto"
+    weight_layout: Literal["auto", "row_major", "stream"] = "auto"
 
 
 def layout_of(options: Options, target: Target) -> Layout:
-    """The layout of weights: the target's preferred one, unless rows as they are were asked for; one-stage kernels read
-    no other on a GPU."""
-    plain = options.stages == 1 or options.weight_layout == "row_major"
-    return "row_major" if plain and "row_major" in target.layouts else target.layout
+    """The layout of weights: the target's preferred one, unless rows as they are, or its stream, were asked for.
+
+    One-stage kernels read rows as they are on a GPU.
+    """
+    if options.stages == 1 or options.weight_layout == "row_major":
+        wanted: Sequence[Layout] = ("row_major",)
+    else:
+        wanted = STREAMS if options.weight_layout == "stream" else ()
+    return next((layout for layout in wanted if layout in target.layouts), target.layout)
 
 
 def phases(options: Options, target: Target) -> list[tuple[str, list[Step]]]:

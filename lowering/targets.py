@@ -75,6 +75,7 @@ placed by these figures; they were not timed.
 """
 REFERENCE_SWITCH = (2048, 8192)
 """The contract's switch (section 4), for GPUs that were not measured."""
+MFMA_STREAM: Mapping[Layout, Sequence[Plan]] = MappingProxyType({"mfma_stream": [Plan(block=16, rows=16)]})
 
 
 def _gpu(
@@ -82,11 +83,15 @@ def _gpu(
     table: Sequence[Tile],
     fused_rows: tuple[int, int] = REFERENCE_SWITCH,
     stream: Mapping[Layout, Sequence[Plan]] = MappingProxyType({}),
+    untimed: Mapping[Layout, Sequence[Plan]] = MappingProxyType({}),
 ) -> Target:
-    """A GPU target; `stream` holds its plans for weights laid out for decoding, where it has kernels for them."""
+    """A GPU target; `stream` holds its plans for weights laid out for decoding, where it has kernels for them.
+
+    `untimed` holds such plans that are taken only where they are asked for.
+    """
     return Target(
         name,
-        layouts={**stream, "row_major": [Plan(block=16, rows=16)]},
+        layouts={**stream, "row_major": [Plan(block=16, rows=16)], **untimed},
         fused_rows=fused_rows,
         prefill=Plan(block=64),
         sort_tokens=256,
@@ -99,8 +104,8 @@ TARGETS: dict[str, Target] = {
     # `python benchmarks/quant_sort.py`, H = 2880, 2 threads of a Sapphire Rapids: stage 1 with k = 4 is even at M = 1,
     # 1.1 to 2.8 times the split pair above (a token is quantised k times); stage 2 takes 0.74 to 0.99 up to 16384.
     "cpu": Target("cpu", {"n16k32": [Plan(block=32)]}, fused_rows=(4, 16384)),
-    "gfx950": _gpu("gfx950", tiles.GFX950),
-    "gfx942": _gpu("gfx942", tiles.GFX942),
+    "gfx950": _gpu("gfx950", tiles.GFX950, untimed=MFMA_STREAM),
+    "gfx942": _gpu("gfx942", tiles.GFX942, untimed=MFMA_STREAM),
     # The same on an H200, E = 128, blocks of 16 rows, H = 2880 and 7168 (docs/h200.md): the split pair has one launch
     # more, about 1.3 us; the fused kernel has a tile for every padding row of a block.
     "sm_90": _gpu("sm_90", tiles.SM_90, fused_rows=(64, 128), stream={"stream": DECODE}),

@@ -6,6 +6,7 @@ of one row. The next round starts from the table that came out.
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from moeloom.lowering.packing import STREAMS
 from moeloom.lowering.settings import CAP, Setting, in_force
 from moeloom.lowering.targets import Target
 
@@ -38,7 +39,7 @@ SMALL: Space = {
     "sort_scales": each(num_warps=(1, 2, 8)),
 }
 PREFILL: Space = {"prefill": each(block=(32, 64, 128))}
-CDNA: Space = {
+PORTABLE: Space = {
     **SMALL,
     **PREFILL,
     "plan": each(block=(16, 32)),
@@ -46,12 +47,16 @@ CDNA: Space = {
     "down": [*PRODUCTS, *each(splits=(2, 3))],
     "experts_one_stage": each(block_n=(64, 128), block_k=(64, 128), block_h=(32, 64, 128), num_warps=(4, 8)),
 }
+CDNA: Space = {
+    **PORTABLE,
+    **dict.fromkeys(("decode_mfma_gate_up", "decode_mfma_down"), each(ring=(2, 3, 4), waves=(1, 2))),
+}
 SPACES: dict[str, Space] = {
     "cpu": {"plan": [*each(block=(16, 32, 64, 128)), {"stages": 1}]},
     "gfx950": CDNA,
     "gfx942": CDNA,
     "sm_90": {
-        **CDNA,
+        **PORTABLE,
         "gate_up": [*PRODUCTS, *each(**{CAP: (128, 168, UNCAPPED)})],
         "down": [*PRODUCTS, *each(**{CAP: (128, 168, UNCAPPED)}, splits=(2, 3))],
         # The ring is what a warp keeps in flight; fewer registers let more programs run on an SM.
@@ -59,7 +64,7 @@ SPACES: dict[str, Space] = {
         "decode_down": each(ring=(4, 5, 6, 7, 8, 10, 12), **{CAP: (96, 128, 168)}),
     },
 }
-SPACES["sm_80"] = SPACES["sm_100"] = CDNA
+SPACES["sm_80"] = SPACES["sm_100"] = PORTABLE
 
 
 def candidates(target: Target, wanted: Setting) -> Iterator[Setting]:
@@ -69,7 +74,7 @@ def candidates(target: Target, wanted: Setting) -> Iterator[Setting]:
     for change in SPACES[target.name].get(wanted.what, ()):
         tried = {**params, **change}
         # Plans of weight streams are for kernels that take their own blocks alone.
-        decodes = wanted.what == "plan" and wanted.when["layout"] == "stream"
+        decodes = wanted.what == "plan" and wanted.when["layout"] in STREAMS
         if tried not in seen and not decodes:
             seen.append(tried)
             yield Setting(wanted.what, wanted.when, tried)

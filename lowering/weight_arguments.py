@@ -17,14 +17,14 @@ class WeightArguments:
     def take(self, op, rows: str, payload: ir.Value, scales: ir.Value, bias: ir.Value | None) -> list[ir.Value]:
         """The weight operands of `op`'s kernel, rows packed in the order `rows`; PassError for one it cannot read."""
         biases = [] if bias is None else [self._take(op, "bias", rows, bias)]
-        if self.layout == "stream":
+        if self.layout in packing.STREAMS:
             return [self._take_stream(op, rows, payload, scales), *biases]
         return [self._take(op, "payload", rows, payload), self._take(op, "scales", rows, scales), *biases]
 
     def _take(self, op, kind: str, rows: str, value: ir.Value) -> ir.Value:
         attrs = self._attributes(op, kind, value)
         # Beside a stream, a bias has its rows as row_major has them.
-        layout: packing.Layout = "row_major" if self.layout == "stream" else self.layout
+        layout: packing.Layout = "row_major" if self.layout in packing.STREAMS else self.layout
         packed = packing.packed_type(layout, kind, list(value.type.shape))
         return self._packed(op, value, packed, packing.recipe(layout, kind, rows, attrs))
 
@@ -32,8 +32,8 @@ class WeightArguments:
         """The stream of both, in the place of the payload; nothing reads the scales' argument any more."""
         attrs = self._attributes(op, "payload", payload), self._attributes(op, "scales", scales)
         dims, warps = list(payload.type.shape), packing.STREAM_WARPS["down" if rows == "plain" else "gate_up"]
-        recipe = packing.stream_recipe(rows, dims, warps, *attrs)
-        return self._packed(op, payload, packing.stream_type(dims, warps), recipe)
+        recipe = packing.stream_recipe(self.layout, rows, dims, warps, *attrs)
+        return self._packed(op, payload, packing.stream_type(self.layout, dims, warps), recipe)
 
     def _packed(self, op, value: ir.Value, kind: ir.Type, recipe: ir.DictAttr) -> ir.Value:
         if self._packs.setdefault(value.arg_number, (kind, recipe)) != (kind, recipe):

@@ -30,7 +30,7 @@ from moeloom.weight_files import WeightFiles
 Progress = Callable[[str, int, int], None]
 SCOPES = ("moe",)
 WEIGHTS = ("copy", "reference", "random", "none")
-LAYOUTS = ("auto", "row_major")
+LAYOUTS = ("auto", "row_major", "stream")
 STAGES: dict[str, Literal[0, 1, 2]] = {"auto": 0, "1": 1, "2": 2}
 
 
@@ -65,7 +65,7 @@ def compile(
     scale_mode: Literal["even", "rceil", "floor", "ceil"] = "even",
     quantize_weights: Literal["mxfp4"] | None = None,
     weights: Literal["copy", "reference", "random", "none"] = "copy",
-    weight_layout: Literal["auto", "row_major"] = "auto",
+    weight_layout: Literal["auto", "row_major", "stream"] = "auto",
     seed: int = 0,
     tuning: Given | Sequence[Given] = (),
     require_fusion: int = 0,
@@ -84,8 +84,8 @@ def compile(
     quantize_weights="mxfp4" quantises bf16 expert weights by `scale_mode`. weights: "copy" packs them into the
     artifact; "reference" packs them at load from the checkpoint directory where it lies now; "random" makes them at
     load from `seed`, the same on every device; "none" leaves them out.
-    weight_layout: how a GPU target lays expert weights out; "auto" is its fastest layout, "row_major" that of the
-    checkpoint, which holds any scale.
+    weight_layout: how a GPU target lays expert weights out; "auto" is the layout that was measured to be its fastest,
+    "row_major" that of the checkpoint, which holds any scale, "stream" that of its decode kernels, where it has any.
     tuning: tables that `moeloom tune` wrote, one a target at most; their rows stand before the target's own.
     require_fusion: refuse unless that many sites were fused. dump_phases: a folder for the IR after each phase.
     cache: where object files are kept between compilations (default: `.cache/moeloom` in the home directory).

@@ -12,8 +12,7 @@ from torch import Tensor
 from moeloom.runtime import reference
 from moeloom.runtime.errors import ArtifactError
 from moeloom.runtime.executable import Executable
-from moeloom.runtime.pack import unpack_expert
-from moeloom.runtime.pack_stream import unpack_stream
+from moeloom.runtime.pack import unpack_expert, unpack_expert_stream
 from moeloom.runtime.program import Aten, Launch, Program
 
 Params = Mapping[str, Any]
@@ -113,7 +112,7 @@ class StreamPart(Weight):
         self._part = part
 
     def __getitem__(self, e: int) -> Tensor:
-        return unpack_stream(self.packed[e], self.rows, self.recipe["count"], self.recipe["columns"])[self._part]
+        return unpack_expert_stream(self.recipe, self.packed[e])[self._part]
 
 
 def _weight(packed: Mapping[str, Tensor], name: str) -> Tensor:

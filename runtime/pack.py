@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from moeloom.runtime.errors import ArtifactError
-from moeloom.runtime.pack_stream import pack_stream
+from moeloom.runtime.pack_mfma import pack_mfma, unpack_mfma
+from moeloom.runtime.pack_stream import pack_stream, unpack_stream
 from moeloom.runtime.reference import quantise
 
 TILE_ROWS = 16
@@ -106,8 +107,16 @@ def _stream(recipe: Recipe, one: Tensor, scales: Tensor | None = None) -> Tensor
     mode = recipe.get("quantize", "none")
     if scales is None:
         one, scales = quantise(one if recipe.get("order", "nk") == "nk" else one.T, mode)
-    codes = one.view(torch.uint8).reshape(one.shape[0], -1)
-    return pack_stream(codes, scales.view(torch.uint8), recipe["rows"], recipe["warps"])
+    codes, scales = one.view(torch.uint8).reshape(one.shape[0], -1), scales.view(torch.uint8)
+    if recipe["layout"] == "mfma_stream":
+        return pack_mfma(codes, scales, recipe["rows"])
+    return pack_stream(codes, scales, recipe["rows"], recipe["warps"])
+
+
+def unpack_expert_stream(recipe: Recipe, packed: Tensor) -> tuple[Tensor, Tensor]:
+    """Payload u8 [N, K/2] and scales u8 [N, K/32] of one expert's stream, in the checkpoint's row order."""
+    unpack = unpack_mfma if recipe["layout"] == "mfma_stream" else unpack_stream
+    return unpack(packed, recipe["rows"], recipe["count"], recipe["columns"])
 
 
 def _pack_bytes(recipe: Recipe, kind: str, one: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ from moeloom.runtime.stream import FRAGMENT_ROWS, MOST_CHUNKS, Stream
 EVEN_BYTES, ODD_BYTES = 0x00FF00FF, -0x00FF0100  # of an i32
 SCALE_OFFSET = 64
 LEAST_SCALE, GREATEST_SCALE = 64, 190  # e8m0 bytes; beyond them a scaled sum might leave f32
+ROWS_TOGETHER = 8  # gates, and ups: registers of one lane
 SIGN_BITS = (15, 12, 14, 13)  # of the pairs 0..3
 MAGNITUDE_BITS = (6, 3, 9, 0)
 STEP_WORDS = 32767  # a step on a CPU: in the second-level cache, and below what torch hands to its threads, which
@@ -47,11 +48,11 @@ def pack_stream(codes: Tensor, scales: Tensor, rows: str, warps: int) -> Tensor:
     Of gate_up, row r of a fragment is a gate and row r + 8 the up of the same output. ArtifactError for a scale that
     the stream cannot hold.
     """
-    _refuse_scales(scales)
+    refuse_scales(scales, LEAST_SCALE, GREATEST_SCALE)
     count, half = codes.shape
     stream = Stream(count, 2 * half, warps)
     out = torch.zeros(stream.shape, dtype=torch.uint8, device=codes.device)
-    payload, scale_bytes = _fragments(_words(codes), rows), _fragments(scales, rows)
+    payload, scale_bytes = (fragments_of(m, rows, ROWS_TOGETHER).squeeze(1) for m in (_words(codes), scales))
     tiles, some = (stream.tiles, warps) if codes.device.type != "cpu" else (1, _warps_a_step(stream))
     steps = [(tile, warp) for tile in range(0, stream.tiles, tiles) for warp in range(0, warps, some)]
     threads = min(len(steps), torch.get_num_threads())
@@ -89,32 +90,37 @@ def unpack_stream(packed: Tensor, rows: str, count: int, columns: int) -> tuple[
     fragments = stream.tiles * stream.warps
     codes = torch.empty(count, columns // 2, dtype=torch.uint8, device=packed.device)
     scales = torch.empty(count, columns // GROUP, dtype=torch.uint8, device=packed.device)
-    payload = _codes_of(packed[:, :, 1:], stream).view(fragments, 2, 8, -1)[..., : columns // 2]
-    groups = _scales_of(packed[:, :, 0], stream).view(fragments, 2, 8, -1)[..., : columns // GROUP]
-    for target, found in ((_fragments(codes, rows), payload), (_fragments(scales, rows), groups)):
-        target.copy_(found[: target.shape[0]])
+    payload, groups = _codes_of(packed[:, :, 1:], stream), _scales_of(packed[:, :, 0], stream)
+    for matrix, found in ((codes, payload), (scales, groups)):
+        target = fragments_of(matrix, rows, ROWS_TOGETHER)
+        target.copy_(found.view(fragments, *target.shape[1:-1], -1)[: target.shape[0], ..., : target.shape[-1]])
     return codes, scales
 
 
-def _refuse_scales(scales: Tensor) -> None:
+def refuse_scales(scales: Tensor, least_held: int, greatest_held: int) -> None:
+    """ArtifactError for a scale byte that a stream does not hold."""
     least, greatest = (int(bound) for bound in scales.aminmax())
-    if least < LEAST_SCALE or greatest > GREATEST_SCALE:
+    if least < least_held or greatest > greatest_held:
         raise ArtifactError(
-            f"a weight has scale bytes {least} to {greatest}; the stream layout holds {LEAST_SCALE} to "
-            f"{GREATEST_SCALE}: pack it with the layout row_major"
+            f"a weight has scale bytes {least} to {greatest}; the stream layout holds {least_held} to "
+            f"{greatest_held}: pack it with the layout row_major"
         )
 
 
-def _fragments(matrix: Tensor, rows: str) -> Tensor:
-    """[N, B] as a view [N/16, 2, 8, B]: rows r and r + 8 of each fragment."""
+def fragments_of(matrix: Tensor, rows: str, together: int) -> Tensor:
+    """[N, B] as a view [N/16, 8 / together, 2, together, B]: the 16 rows of each fragment.
+
+    Of gate_up, `together` rows are gates and as many that follow are the ups of the same outputs.
+    """
     count, width = matrix.shape
     if count % FRAGMENT_ROWS:
         raise ArtifactError(f"a weight has {count} rows; the stream layout takes multiples of {FRAGMENT_ROWS}")
+    parts = (8 // together, together)
     if rows == "gate_up_interleaved":
-        return matrix.view(-1, 8, 2, width).transpose(1, 2)
+        return matrix.view(-1, *parts, 2, width).transpose(2, 3)
     if rows == "gate_up_concatenated":
-        return matrix.view(2, -1, 8, width).transpose(0, 1)
-    return matrix.view(-1, 2, 8, width)
+        return matrix.view(2, -1, *parts, width).permute(1, 2, 0, 3, 4)
+    return matrix.view(-1, parts[0], 2, together, width)
 
 
 class _Payload:
@@ -139,8 +145,8 @@ class _Payload:
         that of the second the pair 2 or 3.
         """
         tiles, records, chunks, warps, _ = self._shape
-        padded = _padded(source, self._fragments, self._width)
-        self._rows.copy_(padded.view(tiles, warps, 2, 8, records, chunks, 4, 2).permute(2, 7, 0, 4, 5, 1, 3, 6))
+        whole = padded(source, self._fragments, self._width)
+        self._rows.copy_(whole.view(tiles, warps, 2, 8, records, chunks, 4, 2).permute(2, 7, 0, 4, 5, 1, 3, 6))
         one, other = self._rows  # of both row halves: [pairs 0 1 or 2 3, tiles, records, chunks, warps, r, t]
         # Side by side the bytes of both halves, first for c = 0 and 2, then for c = 1 and 3.
         torch.bitwise_and(one, EVEN_BYTES, out=self._low)
@@ -162,18 +168,18 @@ class _Payload:
 def _lay_scales(target: Tensor, source: Tensor, stream: Stream) -> None:
     """target u8 [tiles, records, warps, 512], source u8 [fragments, 2, 8, K/32]."""
     tiles, records, warps, _ = target.shape
-    padded = _padded(source + SCALE_OFFSET, tiles * warps, stream.padded_columns // GROUP)
-    chunks = padded.view(torch.int16).view(tiles, warps, 2, 8, records, stream.chunks)  # both groups of a chunk
+    whole = padded(source + SCALE_OFFSET, tiles * warps, stream.padded_columns // GROUP)
+    chunks = whole.view(torch.int16).view(tiles, warps, 2, 8, records, stream.chunks)  # both groups of a chunk
     placed = target.view(torch.int16).view(tiles, records, warps, 8, MOST_CHUNKS, 2)
     placed[..., : stream.chunks, :].copy_(chunks.permute(0, 4, 1, 3, 5, 2))
 
 
-def _padded(source: Tensor, fragments: int, width: int) -> Tensor:
-    """[F, 2, 8, B] with zeros up to [fragments, 2, 8, width]; `source` itself where nothing is missing."""
-    if (source.shape[0], source.shape[3]) == (fragments, width):
+def padded(source: Tensor, fragments: int, width: int) -> Tensor:
+    """[F, ..., B] with zeros up to [fragments, ..., width]; `source` itself where nothing is missing."""
+    if (source.shape[0], source.shape[-1]) == (fragments, width):
         return source
-    out = torch.zeros(fragments, 2, 8, width, dtype=source.dtype, device=source.device)
-    out[: source.shape[0], :, :, : source.shape[3]] = source
+    out = torch.zeros(fragments, *source.shape[1:-1], width, dtype=source.dtype, device=source.device)
+    out[: source.shape[0], ..., : source.shape[-1]] = source
     return out
 
 

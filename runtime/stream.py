@@ -1,4 +1,4 @@
-"""The sizes of a weight stream (pack_stream.py). Without torch: the compiler's workers import it."""
+"""The sizes of weight streams (pack_stream.py, pack_mfma.py). Without torch: the compiler's workers import it."""
 
 from __future__ import annotations
 
@@ -38,3 +38,37 @@ class Stream:
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
         return (self.tiles, self.records, 1 + self.chunks, self.warps, CHUNK_BYTES)
+
+
+FRAGMENTS = 4  # of a tile of an MFMA stream: a byte of a lane's scale word each
+STEP_COLUMNS = 128
+STEP_SCALE_BYTES = 256
+STEP_BYTES = STEP_SCALE_BYTES + FRAGMENTS * 1024
+
+
+@dataclass(frozen=True)
+class MfmaStream:
+    """The sizes of the MFMA stream of a matrix [rows, columns]: tiles of 64 rows in steps of 128 columns."""
+
+    rows: int
+    columns: int
+
+    @property
+    def tiles(self) -> int:
+        return -(-self.rows // (FRAGMENT_ROWS * FRAGMENTS))
+
+    @property
+    def steps(self) -> int:
+        return -(-self.columns // STEP_COLUMNS)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (self.tiles, self.steps, STEP_BYTES)
+
+    def span(self, parts: int) -> int:
+        """Steps of each of `parts` of K; the last part may have fewer."""
+        return -(-self.steps // parts)
+
+    def splits_into(self, parts: int) -> bool:
+        """Whether no part would be without a step."""
+        return self.span(parts) * (parts - 1) < self.steps

@@ -9,13 +9,16 @@ KIB = 1024
 ALIGNED = 16
 """Bytes of a pointer and elements of a stride that the fast variant of a kernel assumes multiples of."""
 
+SIMDS = 4
+"""Of a compute unit, on CDNA."""
+
 
 @dataclass(frozen=True)
 class Architecture:
     """What Triton compiles for. `name` is the vendor's: gfx950, sm_90; it is the templates' TARGET.
 
     `warp_size` is in threads, `shared_limit` the bytes of LDS or shared memory that a workgroup may ask for. Persistent
-    kernels, where a target has them, fill its `processors` (SMs), each of so many `registers`.
+    kernels, where a target has them, fill its `processors` (SMs of so many `registers`, or compute units).
     """
 
     backend: Literal["hip", "cuda"]
@@ -44,8 +47,8 @@ class Architecture:
 ARCHITECTURES = {
     architecture.name: architecture
     for architecture in (
-        Architecture("hip", "gfx950", 64, 160 * KIB),
-        Architecture("hip", "gfx942", 64, 64 * KIB),
+        Architecture("hip", "gfx950", 64, 160 * KIB, processors=256),
+        Architecture("hip", "gfx942", 64, 64 * KIB, processors=304),
         Architecture("cuda", "sm_80", 32, 163 * KIB),
         Architecture("cuda", "sm_90", 32, 227 * KIB, processors=132),
         Architecture("cuda", "sm_100", 32, 227 * KIB),

@@ -68,6 +68,22 @@ def instructions(assembly: str) -> Counter[str]:
     return found
 
 
+def matrix_loop(amdgcn: str) -> list[str]:
+    """The instructions, operands included, of the innermost loop that has the most matrix instructions."""
+    lines, starts, best = list[str](), dict[str, int](), list[str]()
+    for text in amdgcn.splitlines():
+        text = text.partition(";")[0].strip()
+        if label := re.fullmatch(r"(\.\w+):", text):
+            starts[label[1]] = len(lines)
+        elif re.match(r"(s|v|ds|buffer|global|flat|scratch)_\w+( |$)", text):
+            lines.append(text)
+            if text.startswith("s_cbranch") and (start := starts.pop(text.split()[1], None)) is not None:
+                starts = {name: place for name, place in starts.items() if place < start}
+                best = max(best, lines[start:], key=lambda loop: sum(bool(MATRIX.match(line)) for line in loop))
+                starts.clear()
+    return best
+
+
 def matching(found: Counter[str], pattern: re.Pattern[str]) -> dict[str, int]:
     """The instructions that `pattern` matches from their start, by name."""
     return {name: count for name, count in sorted(found.items()) if pattern.match(name)}

@@ -20,7 +20,7 @@ from triton.experimental.gluon._runtime import GluonASTSource
 from moeloom.lowering.workers import CompileError, serve
 
 from . import assembly
-from .architecture import ALIGNED, ARCHITECTURES, Architecture
+from .architecture import ALIGNED, ARCHITECTURES, SIMDS, Architecture
 from .template import Params, Template
 from .templates import TEMPLATES
 
@@ -30,6 +30,9 @@ CODE, ASSEMBLY, FACTS = "code", "assembly", "facts.json"
 FUSED_MULTIPLY_ADD = False
 """Whether a*b + c may round once. Never: the CPU target and Triton's interpreter round twice, and scales, codes and
 routing weights must be their bytes. Matrix instructions are not concerned."""
+
+LIMITS = {"maxnreg": "maxnreg", "waves": "waves_per_eu"}
+"""Triton's options for the params that say how many registers a thread, or how many waves a SIMD shall have."""
 
 UNSUPPORTED = (
     "global_scratch_size",
@@ -77,7 +80,7 @@ def compile_variant(
                 "num_warps": params["num_warps"],
                 "num_stages": params["num_stages"],
                 "enable_fp_fusion": FUSED_MULTIPLY_ADD,
-                **({"maxnreg": params["maxnreg"]} if "maxnreg" in params else {}),
+                **{option: params[name] for name, option in LIMITS.items() if name in params},
             },
         )
         code, text = kernel.asm[architecture.code], kernel.asm[architecture.assembly]
@@ -94,6 +97,8 @@ def source(template: Template, params: Params, architecture: Architecture, unkno
     function, names = template.function.__name__, list(template.function.arg_names)
     arguments = dict([*template.arguments(params), ("M", "i32")])
     constants = template.constants(params) | {"TARGET": architecture.name}
+    if "ALIGNED" in names:
+        constants["ALIGNED"] = not unknown
     if foreign := sorted(constants.keys() - set(names)):
         raise CompileError(f"{function} has no parameter {', '.join(foreign)}; its template sets one")
     # Triton passes arguments in the function's order, whatever the signature's.
@@ -144,10 +149,6 @@ def variant_facts(
         facts["scalar_spills"] = resources.scalar_spills
         facts["occupancy"] = min(resources.waves, _waves_by_shared(shared, metadata["num_warps"], architecture))
     return facts
-
-
-SIMDS = 4
-"""Of a compute unit, on CDNA."""
 
 
 def _waves_by_shared(shared: int, warps: int, architecture: Architecture) -> int:

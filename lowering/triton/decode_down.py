@@ -13,15 +13,14 @@ from .decode_chunk import OCTET, SUM_SCALE
 from .decode_params import decode_arguments, decode_constants, x_argument
 from .decode_stream import (
     CHUNK_COLUMNS,
-    expert_of,
     fill_ring,
     first_record,
     multiply_unit,
     own_tokens,
-    own_units,
     thread_numbers,
     threads_layout,
 )
+from .decode_units import expert_of, own_units
 from .decode_x import address_of, allocate_x, gather_x
 from .product_params import OPTIONAL, absent
 from .products import F4
@@ -56,7 +55,7 @@ def decode_down_kernel(
 ):
     COLUMNS: gl.constexpr = SPAN * CHUNKS * CHUNK_COLUMNS
     ROW: gl.constexpr = INTERMEDIATE // 2 if X == F4 else INTERMEDIATE
-    first, last = own_units(num_valid, BLOCK, SPLITS * TILES, PROGRAMS)
+    first, last = own_units(num_valid, gl.program_id(0), BLOCK, SPLITS * TILES, PROGRAMS)
     if first >= last:
         return
     shared = allocate_x(COLUMNS, BLOCK)

@@ -14,15 +14,14 @@ from .decode_chunk import OCTET, SUM_SCALE
 from .decode_params import decode_arguments, decode_constants, x_argument
 from .decode_stream import (
     CHUNK_COLUMNS,
-    expert_of,
     fill_ring,
     first_record,
     multiply_unit,
     own_tokens,
-    own_units,
     thread_numbers,
     threads_layout,
 )
+from .decode_units import expert_of, own_units
 from .decode_x import address_of, allocate_x, gather_x
 from .product_params import OPTIONAL, absent, activation_constants
 from .template import Params, Template
@@ -58,7 +57,7 @@ def decode_gate_up_kernel(
     TARGET: gl.constexpr,
 ):
     COLUMNS: gl.constexpr = RECORDS * CHUNKS * CHUNK_COLUMNS
-    first, last = own_units(num_valid, BLOCK, TILES, PROGRAMS)
+    first, last = own_units(num_valid, gl.program_id(0), BLOCK, TILES, PROGRAMS)
     if first >= last:
         return
     shared = allocate_x(COLUMNS, BLOCK)

@@ -1,8 +1,6 @@
-"""What the decode kernels share: units of work and the ring of weight chunks in registers.
+"""The ring of weight chunks of the decode kernels for sm_90: the next chunks of every warp, in registers.
 
-A unit is a sort block, a split of K and a tile of weight rows. Units are numbered in this order, tiles
-fastest, and a program takes a run of them: it reads memory from one end to the other and gathers x only where the
-block changes. The ring holds the next chunks of its warps across units and experts, so that loads never stop.
+It goes on across units (decode_units.py) and experts, so that loads never stop.
 """
 
 from __future__ import annotations
@@ -39,22 +37,6 @@ def thread_numbers(layout: gl.constexpr):
     kind: gl.constexpr = gl.distributed_type(gl.int32, [32 * gl.num_warps()], layout)
     thread = gl.inline_asm("mov.u32 $0, %tid.x;", "=r", [], kind, is_pure=False)
     return thread & (32 * gl.num_warps() - 1)  # which changes nothing, but tells the range
-
-
-@gluon.jit
-def own_units(num_valid, BLOCK: gl.constexpr, PER_BLOCK: gl.constexpr, PROGRAMS: gl.constexpr):
-    """The first unit of this program and the one behind its last, of PER_BLOCK a sort block of BLOCK rows."""
-    units = gl.load(num_valid) // BLOCK * PER_BLOCK
-    share, rest = units // PROGRAMS, units % PROGRAMS
-    program = gl.program_id(0)
-    first = program * share + gl.minimum(program, rest)
-    return first, first + share + (program < rest).to(gl.int32)
-
-
-@gluon.jit
-def expert_of(expert_ids, unit, last, PER_BLOCK: gl.constexpr):
-    """The expert of a unit, or of the last one behind it."""
-    return gl.load(expert_ids + gl.minimum(unit, last - 1) // PER_BLOCK)
 
 
 @gluon.jit

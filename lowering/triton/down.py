@@ -10,6 +10,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from .mfma_weight import expert_bytes
 from .numbers import GROUP
 from .product_params import OPTIONAL, absent, product_arguments, product_constants, stream_constants
 from .products import F4, by_lanes, load_codes, load_scales, load_x, load_x_scales, multiply, scales_ahead
@@ -38,6 +39,7 @@ def down_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SPLITS: tl.constexpr,
+    WEIGHTS: tl.constexpr,
     STREAM_WARPS: tl.constexpr,
     X: tl.constexpr,
     LAYOUT: tl.constexpr,
@@ -58,7 +60,7 @@ def down_kernel(
     span: tl.constexpr = ((INTERMEDIATE + BLOCK_K - 1) // BLOCK_K + SPLITS - 1) // SPLITS * BLOCK_K
     start = split * span
     stop = min(start + span, INTERMEDIATE)
-    if STREAM_WARPS:
+    if WEIGHTS == "stream":
         sums = stream_sums(
             weight, expert, tile % tiles * BLOCK_N, x_rows, live, x_scales, row, start, stop,
             HIDDEN, INTERMEDIATE, BLOCK, BLOCK_N, BLOCK_K, STREAM_WARPS, X, LAYOUT, TARGET,
@@ -66,7 +68,7 @@ def down_kernel(
     else:
         sums = sums_of_rows(
             x_rows, live, x_scales, row, weight, weight_scales, expert, outputs, present, start, stop,
-            HIDDEN, INTERMEDIATE, BLOCK, BLOCK_N, BLOCK_K, X, LAYOUT, TARGET,
+            HIDDEN, INTERMEDIATE, BLOCK, BLOCK_N, BLOCK_K, X, LAYOUT, TARGET, WEIGHTS,
         )  # fmt: skip
     if bias is not None:
         biased = tl.where(split == 0, HIDDEN, 0)
@@ -98,20 +100,25 @@ def sums_of_rows(
     X: tl.constexpr,
     LAYOUT: tl.constexpr,
     TARGET: tl.constexpr,
+    WEIGHTS: tl.constexpr,
 ):
-    """f32 [BLOCK, BLOCK_N] over columns `start` to `stop` of a weight row_major: its rows `outputs`."""
-    codes = weight + expert * (HIDDEN * (INTERMEDIATE // 2))
-    scales = weight_scales + expert * (HIDDEN * (INTERMEDIATE // GROUP))
+    """f32 [BLOCK, BLOCK_N] over columns `start` to `stop` of a weight row_major or an MFMA stream, rows `outputs`."""
+    if WEIGHTS == "mfma_stream":
+        codes = weight + expert * expert_bytes(HIDDEN, INTERMEDIATE)
+        scales = codes
+    else:
+        codes = weight + expert * (HIDDEN * (INTERMEDIATE // 2))
+        scales = weight_scales + expert * (HIDDEN * (INTERMEDIATE // GROUP))
     lanes: tl.constexpr = by_lanes(BLOCK, X, TARGET)
     ahead: tl.constexpr = BLOCK_K if scales_ahead(TARGET) else 0
     sums = tl.zeros([BLOCK, BLOCK_N], tl.float32)
     a_scales = load_x_scales(x_scales, row, start, INTERMEDIATE, BLOCK, BLOCK_K, X, LAYOUT)
-    w_scales = load_scales(scales, outputs, present, start, INTERMEDIATE, BLOCK_K)
+    w_scales = load_scales(scales, outputs, present, start, INTERMEDIATE, BLOCK_K, WEIGHTS)
     for k in tl.range(start, stop, BLOCK_K):
         a = load_x(x_rows, live, k, INTERMEDIATE, BLOCK_K, X, lanes)
-        w = load_codes(codes, outputs, present, k, INTERMEDIATE, BLOCK_K, lanes)
+        w = load_codes(codes, outputs, present, k, INTERMEDIATE, BLOCK_K, lanes, WEIGHTS)
         next_a_scales = load_x_scales(x_scales, row, k + ahead, INTERMEDIATE, BLOCK, BLOCK_K, X, LAYOUT)
-        next_w_scales = load_scales(scales, outputs, present, k + ahead, INTERMEDIATE, BLOCK_K)
+        next_w_scales = load_scales(scales, outputs, present, k + ahead, INTERMEDIATE, BLOCK_K, WEIGHTS)
         if ahead == 0:
             a_scales, w_scales = next_a_scales, next_w_scales
         sums = multiply(sums, a, a_scales, w, w_scales, X)

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from .activation import gated
+from .mfma_weight import expert_bytes, gate_rows
 from .numbers import GROUP, quantise
 from .product_params import (
     OPTIONAL,
@@ -53,6 +54,7 @@ def gate_up_kernel(
     ALPHA: tl.constexpr,
     LIMIT: tl.constexpr,
     REQUANTIZE: tl.constexpr,
+    WEIGHTS: tl.constexpr,
     STREAM_WARPS: tl.constexpr,
     TARGET: tl.constexpr,
 ):
@@ -65,7 +67,8 @@ def gate_up_kernel(
     expert = tl.load(expert_ids + block).to(tl.int64)
     values = activated(
         x + tokens * x_stride, live, x_scales, row, sorted_weights, weight, weight_scales, bias, expert, first,
-        HIDDEN, INTERMEDIATE, BLOCK, BLOCK_N, BLOCK_K, X, LAYOUT, ACTIVATION, ALPHA, LIMIT, TARGET, STREAM_WARPS,
+        HIDDEN, INTERMEDIATE, BLOCK, BLOCK_N, BLOCK_K, X, LAYOUT, ACTIVATION, ALPHA, LIMIT, TARGET, WEIGHTS,
+        STREAM_WARPS,
     )  # fmt: skip
     rows, _ = source_rows(sorted_ids, row, used, BLOCK, 2, TOPK)
     if REQUANTIZE == "none":
@@ -99,16 +102,17 @@ def activated(
     ALPHA: tl.constexpr,
     LIMIT: tl.constexpr,
     TARGET: tl.constexpr,
+    WEIGHTS: tl.constexpr = "row_major",
     STREAM_WARPS: tl.constexpr = 0,
 ):
     """bf16 [BLOCK, BLOCK_N] of the sort block at `row`, outputs from `first`: act(x @ W1[expert].T, * routing, + bias).
 
-    0 where not `live` and past INTERMEDIATE. `expert` and `row` are i64. STREAM_WARPS: of a weight that is a stream.
+    0 where not `live` and past INTERMEDIATE. `expert` and `row` are i64. STREAM_WARPS: of sm_90's stream.
     """
     outputs = first + tl.arange(0, BLOCK_N)
     present = outputs < INTERMEDIATE
     ups = INTERMEDIATE + outputs
-    if STREAM_WARPS:
+    if WEIGHTS == "stream":
         gate, up = gate_up_of_stream(
             x_rows, live, x_scales, row, weight, expert, first,
             HIDDEN, INTERMEDIATE, BLOCK, BLOCK_N, BLOCK_K, X, LAYOUT, STREAM_WARPS, TARGET,
@@ -116,7 +120,7 @@ def activated(
     else:
         gate, up = gate_up_of_rows(
             x_rows, live, x_scales, row, weight, weight_scales, expert, outputs, ups, present,
-            HIDDEN, INTERMEDIATE, BLOCK, BLOCK_N, BLOCK_K, X, LAYOUT, TARGET,
+            HIDDEN, INTERMEDIATE, BLOCK, BLOCK_N, BLOCK_K, X, LAYOUT, TARGET, WEIGHTS,
         )  # fmt: skip
     if routing is not None:
         share = tl.load(routing + row + tl.arange(0, BLOCK))[:, None]
@@ -149,25 +153,33 @@ def gate_up_of_rows(
     X: tl.constexpr,
     LAYOUT: tl.constexpr,
     TARGET: tl.constexpr,
+    WEIGHTS: tl.constexpr,
 ):
-    """Gate and up sums f32 [BLOCK, BLOCK_N] each, of a weight row_major: its rows `outputs` and `ups`."""
+    """Gate and up sums f32 [BLOCK, BLOCK_N] each, of a weight row_major (its rows `outputs` and `ups`) or
+    an MFMA stream."""
     tl.static_assert(HIDDEN * INTERMEDIATE < 2**31, "offsets in the weight of an expert are 32 bits wide")
-    codes = weight + expert * (INTERMEDIATE * HIDDEN)
-    scales = weight_scales + expert * (2 * INTERMEDIATE * (HIDDEN // GROUP))
+    if WEIGHTS == "mfma_stream":
+        codes = weight + expert * expert_bytes(2 * INTERMEDIATE, HIDDEN)
+        scales = codes
+        outputs = gate_rows(outputs)
+        ups = outputs + 2
+    else:
+        codes = weight + expert * (INTERMEDIATE * HIDDEN)
+        scales = weight_scales + expert * (2 * INTERMEDIATE * (HIDDEN // GROUP))
     gate = tl.zeros([BLOCK, BLOCK_N], tl.float32)
     up = tl.zeros([BLOCK, BLOCK_N], tl.float32)
     lanes: tl.constexpr = by_lanes(BLOCK, X, TARGET)
     ahead: tl.constexpr = BLOCK_K if scales_ahead(TARGET) else 0
     a_scales = load_x_scales(x_scales, row, 0, HIDDEN, BLOCK, BLOCK_K, X, LAYOUT)
-    gate_scales = load_scales(scales, outputs, present, 0, HIDDEN, BLOCK_K)
-    up_scales = load_scales(scales, ups, present, 0, HIDDEN, BLOCK_K)
+    gate_scales = load_scales(scales, outputs, present, 0, HIDDEN, BLOCK_K, WEIGHTS)
+    up_scales = load_scales(scales, ups, present, 0, HIDDEN, BLOCK_K, WEIGHTS)
     for k in tl.range(0, HIDDEN, BLOCK_K):
         a = load_x(x_rows, live, k, HIDDEN, BLOCK_K, X, lanes)
-        gate_codes = load_codes(codes, outputs, present, k, HIDDEN, BLOCK_K, lanes)
-        up_codes = load_codes(codes, ups, present, k, HIDDEN, BLOCK_K, lanes)
+        gate_codes = load_codes(codes, outputs, present, k, HIDDEN, BLOCK_K, lanes, WEIGHTS)
+        up_codes = load_codes(codes, ups, present, k, HIDDEN, BLOCK_K, lanes, WEIGHTS)
         next_a_scales = load_x_scales(x_scales, row, k + ahead, HIDDEN, BLOCK, BLOCK_K, X, LAYOUT)
-        next_gate_scales = load_scales(scales, outputs, present, k + ahead, HIDDEN, BLOCK_K)
-        next_up_scales = load_scales(scales, ups, present, k + ahead, HIDDEN, BLOCK_K)
+        next_gate_scales = load_scales(scales, outputs, present, k + ahead, HIDDEN, BLOCK_K, WEIGHTS)
+        next_up_scales = load_scales(scales, ups, present, k + ahead, HIDDEN, BLOCK_K, WEIGHTS)
         if ahead == 0:
             a_scales, gate_scales, up_scales = next_a_scales, next_gate_scales, next_up_scales
         gate = multiply(gate, a, a_scales, gate_codes, gate_scales, X)

@@ -30,13 +30,15 @@ from moeloom.lowering.operands import (
     sorted_shape,
 )
 from moeloom.lowering.packing import STREAM_WARPS
+from moeloom.lowering.triton.decode_launches import (
+    activations,
+    decode_down,
+    decode_gate_up,
+    decodes,
+    only_combined,
+    partial,
+)
 from moeloom.passes.base import PassError
-from moeloom.runtime.stream import Stream
-
-DECODE_BLOCKS = (8, 16)
-"""Rows of a sort block of the decode kernels."""
-BYTES_A_VALUE, SHARED_RESERVE = 2, 2048
-"""Shared memory of a decode kernel: x of its block in bf16, and what every program has besides."""
 
 
 def _route(lower: FunctionLowering, op: moe.RouteOp) -> list[ir.Value]:
@@ -170,8 +172,8 @@ def _quant_sort(lower: FunctionLowering, op: moe.QuantSortOp) -> list[ir.Value]:
 
 
 def _gate_up(lower: FunctionLowering, op: moe.GateUpOp) -> list[ir.Value]:
-    if _decodes(lower, op):
-        return _decode_gate_up(lower, op)
+    if decodes(lower, op):
+        return decode_gate_up(lower, op)
     sort, rows = sort_of(op), moe.size(op.out, -1)
     params: Params = {
         "hidden": moe.size(op.x, -1),
@@ -183,14 +185,14 @@ def _gate_up(lower: FunctionLowering, op: moe.GateUpOp) -> list[ir.Value]:
         "has_weights": op.sorted_weights is not None,
         "requantize": "none",
     }
-    operands = [*_activations(op), *sorted_list(op), *lower.expert_weight(op, f"gate_up_{op.gate_up_order.value}")]
+    operands = [*activations(op), *sorted_list(op), *lower.expert_weight(op, f"gate_up_{op.gate_up_order.value}")]
     result = (op.out.type, (rows_of_stage(2, sort.topk), rows))
     return lower.launch("gate_up", params, operands, [result], _tiles(sort, rows, params), strided=[0])
 
 
 def _down(lower: FunctionLowering, op: moe.DownOp) -> list[ir.Value]:
-    if _decodes(lower, op):
-        return _decode_down(lower, op)
+    if decodes(lower, op):
+        return decode_down(lower, op)
     sort, columns, rows = sort_of(op), moe.size(op.x, -1), moe.size(op.out, -1)
     params: Params = {
         "hidden": rows,
@@ -200,82 +202,11 @@ def _down(lower: FunctionLowering, op: moe.DownOp) -> list[ir.Value]:
         "has_bias": op.bias is not None,
         "has_weights": op.sorted_weights is not None,
     }
-    if not _only_combined(op):
+    if not only_combined(op):
         params["splits"] = 1
-    operands = [*_activations(op), *sorted_list(op), *lower.expert_weight(op, "plain")]
+    operands = [*activations(op), *sorted_list(op), *lower.expert_weight(op, "plain")]
     tiles = [tile * params["splits"] for tile in _tiles(sort, rows, params)]
-    return lower.launch("down", params, operands, [_partial(op, params["splits"])], tiles)
-
-
-def _decodes(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp) -> bool:
-    """Whether the decode kernels serve `op`: weights as streams, few rows a block, whose x a program can hold.
-
-    PassError for f16 on streams.
-    """
-    if lower.layout == "stream" and element(op.x) == "f16":
-        raise PassError(op, f"weight streams of {lower.target.name} multiply bf16 or MXFP4: choose layout row_major")
-    if lower.layout != "stream" or op.block.value not in DECODE_BLOCKS:
-        return False
-    columns = moe.size(op.x, -1) // (_splits(op) if isinstance(op, moe.DownOp) else 1)
-    return _programs_by_shared(lower, op, columns) > 0
-
-
-def _programs_by_shared(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp, columns: int) -> int:
-    """How many programs' `columns` of a sort block an SM holds."""
-    assert lower.target.architecture is not None
-    return lower.target.architecture.shared_limit // (BYTES_A_VALUE * op.block.value * columns + SHARED_RESERVE)
-
-
-def _splits(op: moe.DownOp) -> int:
-    """Three parts of K keep the GPU busy for one token; records are not divided."""
-    records = Stream(moe.size(op.out, -1), moe.size(op.x, -1), STREAM_WARPS["down"]).records
-    return next(parts for parts in (3, 2, 1) if records % parts == 0) if _only_combined(op) else 1
-
-
-def _decode_gate_up(lower: FunctionLowering, op: moe.GateUpOp) -> list[ir.Value]:
-    hidden, rows = moe.size(op.x, -1), moe.size(op.out, -1)
-    params: Params = {
-        "hidden": hidden,
-        "intermediate": rows,
-        **_decode(lower, op, "gate_up", hidden),
-        **activation(op),
-    }
-    operands = [*_activations(op), *sorted_list(op), *lower.expert_weight(op, f"gate_up_{op.gate_up_order.value}")]
-    result = (op.out.type, (rows_of_stage(2, op.topk.value), rows))
-    return lower.launch("decode_gate_up", params, operands, [result], [params["programs"]], strided=[0])
-
-
-def _decode_down(lower: FunctionLowering, op: moe.DownOp) -> list[ir.Value]:
-    hidden, columns = moe.size(op.out, -1), moe.size(op.x, -1)
-    splits = _splits(op)
-    params: Params = {
-        "hidden": hidden,
-        "intermediate": columns,
-        "splits": splits,
-        **_decode(lower, op, "down", columns // splits),
-    }
-    operands = [*_activations(op), *sorted_list(op), *lower.expert_weight(op, "plain")]
-    return lower.launch("decode_down", params, operands, [_partial(op, splits)], [params["programs"]])
-
-
-def _decode(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp, product: str, columns: int) -> Params:
-    """What both decode kernels take. As many programs as the GPU runs at once, each holding `columns` of a block."""
-    require_mx_codes(op, lower.target.name)
-    architecture, warps = lower.target.architecture, STREAM_WARPS[product]
-    tile = lower.target.tile(f"decode_{product}", block=op.block.value, quantised=op.x_scales is not None)
-    assert architecture is not None
-    by_registers = architecture.registers // (tile["maxnreg"] * warps * architecture.warp_size)
-    return {
-        "topk": op.topk.value,
-        "block": op.block.value,
-        "x": element(op.x),
-        "layout": "none" if op.x_scales is None else layout(op, op.x_scales),
-        "has_bias": op.bias is not None,
-        "has_weights": op.sorted_weights is not None,
-        "programs": architecture.processors * min(by_registers, _programs_by_shared(lower, op, columns)),
-        **tile,
-        "num_warps": warps,
-    }
+    return lower.launch("down", params, operands, [partial(op, params["splits"])], tiles)
 
 
 def _one_stage(lower: FunctionLowering, op: moe.ExpertsOneStageOp) -> list[ir.Value]:
@@ -292,18 +223,13 @@ def _one_stage(lower: FunctionLowering, op: moe.ExpertsOneStageOp) -> list[ir.Va
         "has_down_bias": op.down_bias is not None,
     }
     slices = -(-intermediate // params["block_n"])
-    if slices > 1 and not _only_combined(op):
+    if slices > 1 and not only_combined(op):
         raise PassError(
             op, f"the one-stage kernel of {lower.target.name} makes partial sums; only moe.combine reads them"
         )
-    operands = [*_activations(op), *sorted_list(op), *lower.one_stage_weights(op)]
+    operands = [*activations(op), *sorted_list(op), *lower.one_stage_weights(op)]
     tiles = _tiles(sort, intermediate, params)
-    return lower.launch("experts_one_stage", params, operands, [_partial(op, slices)], tiles, strided=[0])
-
-
-def _activations(op) -> list[ir.Value]:
-    """What a product reads: bf16 or f16 rows, or codes and their sorted scales."""
-    return [op.x] if op.x_scales is None else [op.x, op.x_scales]
+    return lower.launch("experts_one_stage", params, operands, [partial(op, slices)], tiles, strided=[0])
 
 
 def _product(lower: FunctionLowering, op, template: str) -> Params:
@@ -321,27 +247,12 @@ def _product(lower: FunctionLowering, op, template: str) -> Params:
 
 def _weights(lower: FunctionLowering, product: str) -> Params:
     """How the weights lie."""
-    if lower.layout != "stream":
-        return {"weights": "row_major"}
-    return {"weights": "stream", "stream_warps": STREAM_WARPS[product]}
+    form: Params = {"weights": lower.layout}
+    return {**form, "stream_warps": STREAM_WARPS[product]} if lower.layout == "stream" else form
 
 
 def _tiles(sort: SortSizes, outputs: int, params: Params) -> list[sizes.Expr]:
     return [blocks * -(-outputs // params["block_n"]) for blocks in blocks_of(sort)]
-
-
-def _only_combined(op: moe.DownOp | moe.ExpertsOneStageOp) -> bool:
-    """Whether every reader of the result adds up partial sums."""
-    return all(isinstance(use.owner.opview, moe.CombineOp) for use in op.out.uses)
-
-
-def _partial(op: moe.DownOp | moe.ExpertsOneStageOp, parts: int) -> tuple[ir.Type, tuple[sizes.Expr, ...]]:
-    """f32 [parts, R, H]: partial sums that combine adds up in order; [R, H] where there is one part."""
-    hidden, rows = moe.size(op.out, -1), rows_of_stage(2, op.topk.value)
-    if parts == 1:
-        return op.out.type, (rows, hidden)
-    kind = ir.RankedTensorType.get([parts, ir.ShapedType.get_dynamic_size(), hidden], ir.F32Type.get())
-    return kind, (parts, rows, hidden)
 
 
 def _combine(lower: FunctionLowering, op: moe.CombineOp) -> list[ir.Value]:

@@ -19,9 +19,9 @@ def quantised(params: Params) -> bool:
     return params["x"] == "f4E2M1FN"
 
 
-def streamed(params: Params) -> bool:
-    """Whether the weight is a stream (docs/program.md, "Packed weights"), the one that the decode templates read."""
-    return params.get("weights", "row_major") == "stream"
+def weights(params: Params) -> str:
+    """How the weight lies (docs/program.md, "Packed weights"): row_major, or as a stream that decode templates read."""
+    return params.get("weights", "row_major")
 
 
 def sorted_arguments(params: Params) -> list[tuple[str, str]]:
@@ -34,8 +34,8 @@ def product_arguments(params: Params) -> list[tuple[str, str]]:
     """The operands of gate_up and down after x."""
     routing = [("sorted_weights", "*fp32")] if params["has_weights"] else []
     bias = [("bias", "*fp32")] if params["has_bias"] else []
-    rows = [("weight", "*u8"), ("weight_scales", "*u8")]
-    weight = [("weight", "*i32")] if streamed(params) else rows
+    form = {"stream": [("weight", "*i32")], "mfma_stream": [("weight", "*u8")]}
+    weight = form.get(weights(params), [("weight", "*u8"), ("weight_scales", "*u8")])
     return [*sorted_arguments(params), *routing, *weight, *bias]
 
 
@@ -46,15 +46,15 @@ def product_constants(params: Params) -> dict[str, Any]:
 
 
 def stream_constants(params: Params) -> dict[str, Any]:
-    """The warps of the stream, 0 where weights are row_major. CompileError for x or steps that streams do not take."""
-    if not streamed(params):
-        return {"STREAM_WARPS": 0}
+    """The layout of weights, and the warps of sm_90's stream. CompileError for what that does not take."""
+    if weights(params) != "stream":
+        return {"WEIGHTS": weights(params), "STREAM_WARPS": 0}
     if params["x"] == "f16" or params["block_k"] % CHUNK_COLUMNS:
         raise CompileError(
             f"a weight stream takes bf16 or MXFP4 rows and a multiple of {CHUNK_COLUMNS} as block_k, not "
             f"{params['x']} and {params['block_k']}: choose these or weights row_major"
         )
-    return {"STREAM_WARPS": params["stream_warps"]}
+    return {"WEIGHTS": "stream", "STREAM_WARPS": params["stream_warps"]}
 
 
 def activation_constants(params: Params) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .mfma_weight import code_places, scale_places
 from .numbers import GROUP
 from .scales import BLOCK_COLUMNS, sorted_offset
 
@@ -85,8 +86,21 @@ def load_x_scales(
 
 
 @triton.jit
-def load_codes(codes, rows, present, k, K: tl.constexpr, BLOCK_K: tl.constexpr, BY_LANES: tl.constexpr):
+def load_codes(
+    codes,
+    rows,
+    present,
+    k,
+    K: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BY_LANES: tl.constexpr,
+    WEIGHTS: tl.constexpr = "row_major",
+):
     """Codes of columns k to k + BLOCK_K of `rows` of an expert's weight [rows, K]; 0 where not `present`."""
+    if WEIGHTS == "mfma_stream":
+        bytes = k // 2 + tl.arange(0, BLOCK_K // 2)
+        mask = present[:, None] & (bytes < K // 2)[None, :]
+        return tl.load(codes + code_places(rows[:, None], bytes[None, :], K), mask=mask, other=0)
     tile = load_columns(codes + rows * (K // 2), present, k // 2, BLOCK_K // 2, K // 2)
     if BY_LANES:
         shape: tl.constexpr = tile.shape
@@ -96,8 +110,12 @@ def load_codes(codes, rows, present, k, K: tl.constexpr, BLOCK_K: tl.constexpr, 
 
 
 @triton.jit
-def load_scales(scales, rows, present, k, K: tl.constexpr, BLOCK_K: tl.constexpr):
+def load_scales(scales, rows, present, k, K: tl.constexpr, BLOCK_K: tl.constexpr, WEIGHTS: tl.constexpr = "row_major"):
     """Their scales."""
+    if WEIGHTS == "mfma_stream":
+        groups = k // GROUP + tl.arange(0, BLOCK_K // GROUP)
+        mask = present[:, None] & (groups < K // GROUP)[None, :]
+        return tl.load(scales + scale_places(rows[:, None], groups[None, :], K), mask=mask, other=0)
     return load_columns(scales + rows * (K // GROUP), present, k // GROUP, BLOCK_K // GROUP, K // GROUP)
 
 

@@ -19,8 +19,10 @@ class Template:
 
     `arguments(params)` lists (parameter, Triton type) of what is passed at a launch, in the order of the ABI: operands,
     a stride right after its pointer, then results. `constants(params)` gives every other parameter of the function
-    except `M` and `TARGET`; an operand that is absent is None there. `TARGET` is the architecture's name ("gfx950",
-    "gfx942", "sm_90"), "" under the interpreter. A param `maxnreg` caps the registers of a thread.
+    except `M`, `TARGET` and `ALIGNED`; an operand that is absent is None there. `TARGET` is the architecture's name
+    ("gfx950", "gfx942", "sm_90"), "" under the interpreter. `ALIGNED`, where the function has it, says whether the
+    variant assumes pointers and strides to be aligned. A param `maxnreg` caps the registers of a thread; `waves` is
+    how many of them a SIMD shall hold.
     """
 
     function: Any

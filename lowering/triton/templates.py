@@ -5,6 +5,8 @@ from __future__ import annotations
 from .combine import COMBINE
 from .decode_down import DECODE_DOWN
 from .decode_gate_up import DECODE_GATE_UP
+from .decode_mfma_down import DECODE_MFMA_DOWN
+from .decode_mfma_gate_up import DECODE_MFMA_GATE_UP
 from .down import DOWN
 from .gate_up import GATE_UP
 from .one_stage import EXPERTS_ONE_STAGE
@@ -28,6 +30,8 @@ TEMPLATES: dict[str, Template] = {
     "down": DOWN,
     "decode_gate_up": DECODE_GATE_UP,
     "decode_down": DECODE_DOWN,
+    "decode_mfma_gate_up": DECODE_MFMA_GATE_UP,
+    "decode_mfma_down": DECODE_MFMA_DOWN,
     "experts_one_stage": EXPERTS_ONE_STAGE,
     "combine": COMBINE,
 }

@@ -9,6 +9,7 @@ TILE_OF = {"sort_scatter": "sort_count"}
 FACTS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("gate_up", "down", "experts_one_stage"), ("block", "quantised", "stream")),
     **dict.fromkeys(("decode_gate_up", "decode_down"), ("block", "quantised")),
+    **dict.fromkeys(("decode_mfma_gate_up", "decode_mfma_down"), ("quantised",)),
     **dict.fromkeys(("route", "sort_tokens", "sort_count", "sort_scan"), ("experts",)),
     **dict.fromkeys(("quant", "quant_sort", "sort_scales", "combine"), ()),
 }
@@ -78,9 +79,15 @@ HOPPER = (
     *COMMON,
 )
 
+# Two waves a SIMD, three steps of 4 KiB of weights each under way: 102 KiB a compute unit. Not timed.
+MFMA = (
+    _tile("decode_mfma_gate_up", ring=3, waves=2, num_warps=1),
+    _tile("decode_mfma_down", ring=3, waves=2, num_warps=1),
+)
 # Products: no spills, an occupancy of 2 or more, the fewest instructions a weight byte (read off the assembly).
 GFX950 = (
     *CDNA,
+    *MFMA,
     *_products(True, 16, block_n=64, block_k=256, num_warps=4, num_stages=2),
     *_products(True, 32, block_n=128, block_k=128, num_warps=4, num_stages=2),
     *_products(True, 64, block_n=64, block_k=256, num_warps=4, num_stages=2),
@@ -95,6 +102,7 @@ GFX950 = (
 )
 GFX942 = (
     *CDNA,
+    *MFMA,
     *_products(True, 16, block_n=64, block_k=128, num_warps=4, num_stages=2),
     *_products(True, 32, block_n=128, block_k=64, num_warps=4, num_stages=2),
     *_products(True, 64, block_n=64, block_k=64, num_warps=4, num_stages=2),

@@ -1,6 +1,7 @@
 // RUN: moeloom-opt -p moe-lower-to-kernels{target=sm_90},canonicalize %s | filecheck %s
 // RUN: not moeloom-opt -p "moe-lower-to-kernels{target=sm_90 layout=row_major}" %s 2>&1 | filecheck --check-prefix=ROWS %s
 // RUN: not moeloom-opt -p "moe-lower-to-kernels{target=gfx950 layout=stream}" %s 2>&1 | filecheck --check-prefix=ABSENT %s
+// RUN: not moeloom-opt -p "moe-lower-to-kernels{target=gfx950 layout=mfma_stream}" %s 2>&1 | filecheck --check-prefix=NARROW %s
 
 // Payload and scales are one stream; blocks of 8 rows take the decode kernels, larger ones the portable products.
 // CHECK-LABEL: func.func @two_plans
@@ -9,7 +10,8 @@
 // CHECK:         "kernel.launch"({{%[^,]*}}, %arg0, {{%[^,]*}}, {{%[^,]*}}, {{%[^,]*}}, %arg3) {grid = #{{.*}}, kernel = @decode_gate_up_0
 // CHECK:         "kernel.launch"({{%[^,]*}}, %arg0, {{%[^,]*}}, {{%[^,]*}}, {{%[^,]*}}, %arg3) {grid = #{{.*}}, kernel = @gate_up_0
 // ROWS:        error: sort blocks of 8 rows have no kernel for target sm_90 and weights row_major; plan with block=16 or more
-// ABSENT:      error: target gfx950 has no weight layout stream; choose one of row_major
+// ABSENT:      error: target gfx950 has no weight layout stream; choose one of row_major, mfma_stream
+// NARROW:      error: sort blocks of 8 rows have no kernel for target gfx950 and weights mfma_stream; plan with block=16 or more
 func.func @two_plans(%x: tensor<?x96xbf16>, %ids: tensor<?x2xi32>, %w: tensor<?x2xf32>, %w1: tensor<8x128x96xf4E2M1FN> {moe.weight = "w"},
     %s1: tensor<8x128x3xf8E8M0FNU> {moe.weight = "s"}) -> (tensor<?x64xbf16>, tensor<?x64xbf16>) {
   %s, %sw, %e, %n = "moe.sort_tokens"(%ids, %w) {experts = 8 : i64, block = 8 : i64, operandSegmentSizes = array<i32: 1, 1, 0, 0>}

@@ -1,10 +1,13 @@
 """runtime/pack.py: the bytes of docs/program.md, stated again one element at a time."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from moeloom.runtime import pack as packing
 from moeloom.runtime.errors import ArtifactError
+from moeloom.runtime.pack_mfma import pack_mfma
 from moeloom.runtime.pack_stream import pack_stream
 from moeloom.runtime.reference import quantise
 
@@ -84,13 +87,17 @@ def test_row_major_has_gate_rows_first(order: str) -> None:
         assert torch.equal(packing.unpack(r, out), tensor)
 
 
+@pytest.mark.parametrize("layout", ["stream", "mfma_stream"])
 @pytest.mark.parametrize("order", ORDERS)
-def test_stream_holds_payload_and_scales(order: str) -> None:
-    """As `pack_stream` makes it of each expert; a quantising recipe makes the same of the quantiser's own output."""
+def test_stream_holds_payload_and_scales(order: str, layout: str) -> None:
+    """As its packer makes it of each expert; a quantising recipe makes the same of the quantiser's own output."""
     weight = torch.randn(EXPERTS, ROWS, COLUMNS).bfloat16()
     codes, scales = (torch.stack(parts) for parts in zip(*(quantise(one, "even") for one in weight), strict=True))
-    r = recipe("stream", order, "w", "s", layout="stream") | {"warps": 2, "count": ROWS, "columns": COLUMNS}
-    want = torch.stack([pack_stream(c, s, order, 2) for c, s in zip(codes, scales, strict=True)])
+    r = recipe("stream", order, "w", "s", layout=layout) | {"warps": 2, "count": ROWS, "columns": COLUMNS}
+    pack_one = partial(pack_stream, warps=2) if layout == "stream" else pack_mfma
+    want = torch.stack([pack_one(c, s, order) for c, s in zip(codes, scales, strict=True)])
+    for one, *parts in zip(want, codes, scales, strict=True):
+        assert all(map(torch.equal, packing.unpack_expert_stream(r, one), parts))
     blocks = codes.view(EXPERTS, ROWS, COLUMNS // 32, 16)
     assert torch.equal(packed(r, {"w": blocks, "s": scales}), want)
     quantising = r | {"sources": ["w"], "quantize": "even"}

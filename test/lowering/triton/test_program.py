@@ -4,7 +4,6 @@ import ctypes
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +24,7 @@ from moeloom.runtime.bind import bind
 from moeloom.runtime.executable import Executable
 from moeloom.runtime.program import Alternatives, Step
 from moeloom.runtime.target import Target
+from moeloom.switches import forced
 
 TARGET = "sm_90"
 DTYPES = {
@@ -108,15 +108,15 @@ def _value(kind: str, address: int) -> Any:
 
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], tuple[Executable, Interpreted]]:
-    """interpreted(artifact) -> its GPU target as an executable, and the driver that runs it."""
+    """interpreted(artifact, target) -> its GPU target as an executable, and the driver that runs it."""
 
-    def opened(path: Path) -> tuple[Executable, Interpreted]:
+    def opened(path: Path, name: str = TARGET) -> tuple[Executable, Interpreted]:
         monkeypatch.setattr(gpu, "_modules", {})
         manifest = read(path)
-        target = manifest.targets[TARGET]
+        target = manifest.targets[name]
         driver = Interpreted(target)
         device = gpu.Gpu(driver, target)
-        return Executable(manifest, target, device, bind(manifest, TARGET), poison=True), driver
+        return Executable(manifest, target, device, bind(manifest, name), poison=True), driver
 
     return opened
 
@@ -126,13 +126,13 @@ def compiled(checkpoint: Callable, tmp_path_factory: pytest.TempPathFactory) -> 
     """compiled(family, **options) -> an artifact for the CPU and a GPU, made once."""
     made: dict[tuple, Path] = {}
 
-    def artifact(family: str, **options: Any) -> Path:
-        key = (family, *sorted(options.items()))
+    def artifact(family: str, target: str = TARGET, **options: Any) -> Path:
+        key = (family, target, *sorted(options.items()))
         if key not in made:
             made[key] = tmp_path_factory.mktemp("gpu") / "a.moel"
             # Gluon kernels, which decode from streams, cannot be interpreted.
             options = {"weight_layout": "row_major"} | options
-            moeloom.compile(checkpoint(family), made[key], targets=["cpu", TARGET], **options)
+            moeloom.compile(checkpoint(family), made[key], targets=["cpu", target], **options)
         return made[key]
 
     return artifact
@@ -166,16 +166,26 @@ def test_one_stage(interpreted: Callable, compiled: Callable) -> None:
     assert [name for name, _ in driver.launched].count("experts_one_stage_0") == 1
 
 
-@pytest.mark.parametrize("activations", ["mxfp4", "bf16"])
-def test_many_tokens_read_streams(interpreted: Callable, compiled: Callable, activations: str) -> None:
+@pytest.mark.parametrize(
+    ("target", "activations", "weight_layout", "decode"),
+    [
+        ("sm_90", "mxfp4", "auto", ("decode_gate_up_0", "decode_gate_up_1")),
+        ("sm_90", "bf16", "stream", ("decode_gate_up_0", "decode_gate_up_1")),
+        ("gfx950", "mxfp4", "stream", ("decode_mfma_gate_up_0",)),
+    ],
+)
+def test_many_tokens_read_streams(
+    interpreted: Callable, compiled: Callable, target: str, activations: str, weight_layout: str, decode: Sequence[str]
+) -> None:
     """Beyond the decode kernels' range; the reference unpacks the same streams."""
-    exe, driver = interpreted(compiled("gpt_oss", activations=activations, weight_layout="auto"))
+    artifact = compiled("gpt_oss", target, activations=activations, weight_layout=weight_layout)
+    exe, driver = interpreted(artifact, target)
     entry = exe[exe.entries[0]]
-    few, more = plan_limits(entry.program.steps)
-    figures = list(check(exe, [entry.name], [more + 1]))
+    limits = plan_limits(entry.program.steps)
+    figures = list(check(exe, [entry.name], [limits[-1] + 1]))
     assert [figure.value for figure in figures if not figure.passed] == []
     assert {"gate_up_0", "down_0"} <= dict(driver.launched).keys()
-    for tokens, kernel in ((few, "decode_gate_up_0"), (few + 1, "decode_gate_up_1"), (more, "decode_gate_up_1")):
+    for tokens, kernel in zip(limits, decode, strict=True):
         assert kernel in {launch.kernel for launch in entry.launches(tokens)}
 
 
@@ -223,26 +233,17 @@ def test_padded_tokens(interpreted: Callable, compiled: Callable) -> None:
 
 
 def test_phases_of_the_token_sort(interpreted: Callable, compiled: Callable) -> None:
+    """Only the plan for many tokens has both forms."""
     exe, driver = interpreted(compiled("gpt_oss", activations="mxfp4"))
+    single = forced(exe, "second", lambda step: step.choice == "tokens")
+    phased = forced(single, "second", lambda step: step.choice == "sort")
     name = exe.entries[0]
     inputs = inputs_of(exe, name, 3, 0)
-    wanted = exe[name](**inputs)
-    programs = {key: replace(p, steps=_never_in_one_launch(p.steps)) for key, p in exe.target.programs.items()}
-    changed = Executable(exe.manifest, replace(exe.target, programs=programs), exe.device, exe.weights, poison=True)
+    wanted = single[name](**inputs)
     driver.launched.clear()
-    assert torch.equal(changed[name](**inputs), wanted)
-    single, phased = Replay(exe, name), Replay(changed, name)
-    assert phased.touched_bytes(inputs) == single.touched_bytes(inputs) > 0
-    assert torch.equal(*phased.run(inputs), *single.run(inputs))
-    assert "sort_scatter_0" in dict(driver.launched) and "sort_tokens_0" not in dict(driver.launched)
-
-
-def _never_in_one_launch(steps: Sequence[Step]) -> tuple[Step, ...]:
-    """The steps, with the token sort in phases at every M."""
-    changed: list[Step] = []
-    for step in steps:
-        if isinstance(step, Alternatives):
-            first, second = (_never_in_one_launch(branch) for branch in (step.first, step.second))
-            step = replace(step, max_m=0 if step.choice == "sort" else step.max_m, first=first, second=second)
-        changed.append(step)
-    return tuple(changed)
+    assert torch.equal(phased[name](**inputs), wanted)
+    launched = {kernel.rsplit("_", 1)[0] for kernel, _ in driver.launched}
+    assert "sort_scatter" in launched and "sort_tokens" not in launched
+    replays = Replay(single, name), Replay(phased, name)
+    assert replays[0].touched_bytes(inputs) == replays[1].touched_bytes(inputs) > 0
+    assert torch.equal(*replays[0].run(inputs), *replays[1].run(inputs))

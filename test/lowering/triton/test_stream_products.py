@@ -1,6 +1,7 @@
 """gate_up and down of a weight stream: bit for bit what the same kernels give of the same weights row_major."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from moeloom.lowering.triton.stream_weight import widened_chunk
 from moeloom.lowering.triton.templates import TEMPLATES
 from moeloom.lowering.workers import CompileError
 from moeloom.runtime import reference
+from moeloom.runtime.pack_mfma import pack_mfma
 from moeloom.runtime.pack_stream import pack_stream
 from moeloom.runtime.stream import CHUNK_COLUMNS
 
@@ -31,7 +33,12 @@ DOWN_SIZES = [  # hidden, intermediate, block, block_n, block_k, splits
     pytest.param(160, 96, 64, 128, 64, 2, id="two tiles at once, the last absent"),
     pytest.param(64, 1056, 16, 64, 128, 3, id="two records, splits across them"),
 ]
-FORMS = [("bf16", "none"), ("f4E2M1FN", "tiled_32x8"), ("f4E2M1FN", "row_major")]
+FORMS = [
+    ("bf16", "none", "stream"),
+    ("f4E2M1FN", "tiled_32x8", "stream"),
+    ("f4E2M1FN", "row_major", "stream"),
+    ("bf16", "none", "mfma_stream"),
+]
 
 
 def mx(*shape: int) -> tuple[Tensor, Tensor]:
@@ -41,12 +48,14 @@ def mx(*shape: int) -> tuple[Tensor, Tensor]:
     return codes, torch.randint(120, 123, (*rows, columns // 32), dtype=torch.uint8)
 
 
-def streams(weight: tuple[Tensor, Tensor], rows: str) -> Tensor:
-    """i32 [E, ..]: the stream of each expert, in memory that goes on with NaN scales."""
-    packed = torch.stack([pack_stream(codes, scales, rows, WARPS) for codes, scales in zip(*weight, strict=True)])
+def streams(weight: tuple[Tensor, Tensor], rows: str, form: str) -> Tensor:
+    """The stream of each expert, i32, or u8 [E, ..] of an MFMA stream, in memory that goes on with NaN scales."""
+    pack = partial(pack_stream, warps=WARPS) if form == "stream" else pack_mfma
+    packed = torch.stack([pack(codes, scales, rows) for codes, scales in zip(*weight, strict=True)])
     memory = torch.full((packed.numel() + packed[0].numel(),), 0xFF, dtype=torch.uint8)
     memory[: packed.numel()] = packed.flatten()
-    return memory[: packed.numel()].view(packed.shape).view(torch.int32)
+    stream = memory[: packed.numel()].view(packed.shape)
+    return stream.view(torch.int32) if form == "stream" else stream
 
 
 def activations(sort: tuple[Tensor, ...], stage: int, columns: int, x: str, layout: str) -> list[Tensor]:
@@ -75,9 +84,9 @@ def assert_same_bits(found: Tensor, wanted: Tensor) -> None:
     assert torch.equal(found.view(torch.uint8), wanted.view(torch.uint8))
 
 
-@pytest.mark.parametrize(("x", "layout"), FORMS)
+@pytest.mark.parametrize(("x", "layout", "form"), FORMS)
 @pytest.mark.parametrize(("hidden", "intermediate", "block", "block_n", "block_k"), GATE_UP_SIZES)
-def test_gate_up(interpret, hidden, intermediate, block, block_n, block_k, x, layout):
+def test_gate_up(interpret, hidden, intermediate, block, block_n, block_k, x, layout, form):
     torch.manual_seed(0)
     sort = sorted_rows(block)
     weight, bias = mx(EXPERTS, 2 * intermediate, hidden), torch.randn(EXPERTS, 2 * intermediate)
@@ -89,15 +98,15 @@ def test_gate_up(interpret, hidden, intermediate, block, block_n, block_k, x, la
     wanted = torch.full((TOKENS * TOPK, intermediate), torch.nan, dtype=torch.bfloat16)
     found = wanted.clone()
     interpret("gate_up", params, [*given, *weight, bias], [wanted], TOKENS, tiles)
-    params |= {"weights": "stream", "stream_warps": WARPS}
-    stream = streams(weight, "gate_up_concatenated")
+    params |= {"weights": form, "stream_warps": WARPS}
+    stream = streams(weight, "gate_up_concatenated", form)
     interpret("gate_up", params, [*given, stream, bias], [found], TOKENS, tiles)
     assert_same_bits(found, wanted)
 
 
-@pytest.mark.parametrize(("x", "layout"), FORMS)
+@pytest.mark.parametrize(("x", "layout", "form"), FORMS)
 @pytest.mark.parametrize(("hidden", "intermediate", "block", "block_n", "block_k", "splits"), DOWN_SIZES)
-def test_down(interpret, hidden, intermediate, block, block_n, block_k, splits, x, layout):
+def test_down(interpret, hidden, intermediate, block, block_n, block_k, splits, x, layout, form):
     torch.manual_seed(1)
     sort = sorted_rows(block)
     weight, bias = mx(EXPERTS, hidden, intermediate), torch.randn(EXPERTS, hidden)
@@ -108,8 +117,8 @@ def test_down(interpret, hidden, intermediate, block, block_n, block_k, splits, 
     wanted = torch.full((splits, TOKENS * TOPK, hidden), torch.nan)
     found = wanted.clone()
     interpret("down", params, [*given, *weight, bias], [wanted], TOKENS, tiles)
-    params |= {"weights": "stream", "stream_warps": WARPS}
-    interpret("down", params, [*given, streams(weight, "plain"), bias], [found], TOKENS, tiles)
+    params |= {"weights": form, "stream_warps": WARPS}
+    interpret("down", params, [*given, streams(weight, "plain", form), bias], [found], TOKENS, tiles)
     assert_same_bits(found, wanted)
 
 
@@ -151,6 +160,7 @@ GPT_OSS = {
 }
 DOWN = GPT_OSS | {"has_weights": True, "splits": 1, "stream_warps": 4, "block_n": 128, "block_k": 128}
 A4 = {"x": "f4E2M1FN", "layout": "tiled_32x8"}
+CDNA = GPT_OSS | {"weights": "mfma_stream", "num_warps": 4, "num_stages": 2, "has_weights": True, "splits": 1}
 KERNELS = {
     "gate_up": ("gate_up", GPT_OSS),
     "gate_up_a4": ("gate_up", GPT_OSS | A4),
@@ -177,6 +187,17 @@ def test_multiplies_out_of_registers(facts, name):
     assert found["wide_loads"] >= 3 * chunks  # of three stages
     # A chunk of 8 KiB of x and, of weights, 4 KiB of words: no place for these in bf16, which would be 16 KiB.
     assert found["shared"] <= 3 * chunks * 12 * 1024
+
+
+@pytest.mark.parametrize(("target", "instruction"), [("gfx950", "v_mfma_scale_f32"), ("gfx942", "v_mfma_f32")])
+def test_mfma_streams_are_read_by_sixteen_bytes(target, instruction, tmp_path):
+    params = {key: value for key, value in (CDNA | A4).items() if key not in ("maxnreg", "stream_warps")}
+    kernels = {"gate_up": {"template": "gate_up", "params": params}}
+    compiled = build.compile_kernels(kernels, ARCHITECTURES[target], tmp_path, lambda *_: None, {})
+    found = json.loads((compiled["gate_up"][16] / FACTS).read_text())
+    assert (found["spills"], found["scalar_spills"], found["stack"]) == (0, 0, 0)
+    assert found["wide_loads"] and found["occupancy"] >= 2
+    assert all(name.startswith(instruction) for name in found["matrix"])
 
 
 def test_the_stream_is_one_operand():

@@ -1,0 +1,135 @@
+"""gate_up and down of streamed weights -> launches of the decode kernels; and what all products share.
+
+Decode kernels run as many programs as the GPU holds at once, and no more.
+"""
+
+from collections.abc import Mapping
+
+from torch_mlir import ir
+
+from moeloom.dialects import moe
+from moeloom.lowering import sizes
+from moeloom.lowering.function import FunctionLowering
+from moeloom.lowering.operands import Params, activation, element, layout, require_mx_codes, rows_of_stage, sorted_list
+from moeloom.lowering.packing import STREAM_WARPS
+from moeloom.lowering.triton.architecture import SIMDS
+from moeloom.passes.base import PassError
+from moeloom.runtime.stream import MfmaStream, Stream
+
+DECODE_BLOCKS = {"stream": (8, 16), "mfma_stream": (16,)}
+"""Rows of a sort block of the decode kernels, by the layout of weights that they read: the N of their instructions, or
+twice that."""
+TEMPLATE = {"stream": "decode_{}", "mfma_stream": "decode_mfma_{}"}
+SPLITS = (3, 2, 1)
+"""Parts of K of down, the most that the stream allows: three keep the GPU busy for one token."""
+BYTES_A_VALUE, SHARED_RESERVE = 2, 2048
+"""Shared memory of a decode kernel for sm_90: x of its block in bf16, and what every program has besides."""
+
+
+def decodes(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp) -> bool:
+    """Whether the decode kernels serve `op`: weights as streams, few rows a block, whose x a program can hold.
+
+    PassError for f16 on streams.
+    """
+    if lower.layout in DECODE_BLOCKS and element(op.x) == "f16":
+        raise PassError(op, f"weight streams of {lower.target.name} multiply bf16 or MXFP4: choose layout row_major")
+    if op.block.value not in DECODE_BLOCKS.get(lower.layout, ()):
+        return False
+    columns = moe.size(op.x, -1) // (_splits(lower, op) if isinstance(op, moe.DownOp) else 1)
+    return lower.layout != "stream" or _programs_by_shared(lower, op.block.value, columns) > 0
+
+
+def decode_gate_up(lower: FunctionLowering, op: moe.GateUpOp) -> list[ir.Value]:
+    hidden, rows = moe.size(op.x, -1), moe.size(op.out, -1)
+    params: Params = {
+        "hidden": hidden,
+        "intermediate": rows,
+        **_decode(lower, op, "gate_up", hidden),
+        **activation(op),
+    }
+    operands = [*activations(op), *sorted_list(op), *lower.expert_weight(op, f"gate_up_{op.gate_up_order.value}")]
+    result = (op.out.type, (rows_of_stage(2, op.topk.value), rows))
+    return lower.launch(_template(lower, "gate_up"), params, operands, [result], [params["programs"]], strided=[0])
+
+
+def decode_down(lower: FunctionLowering, op: moe.DownOp) -> list[ir.Value]:
+    hidden, columns = moe.size(op.out, -1), moe.size(op.x, -1)
+    splits = _splits(lower, op)
+    params: Params = {
+        "hidden": hidden,
+        "intermediate": columns,
+        "splits": splits,
+        **_decode(lower, op, "down", columns // splits),
+    }
+    operands = [*activations(op), *sorted_list(op), *lower.expert_weight(op, "plain")]
+    return lower.launch(_template(lower, "down"), params, operands, [partial(op, splits)], [params["programs"]])
+
+
+def _splits(lower: FunctionLowering, op: moe.DownOp) -> int:
+    """The parts of K."""
+    rows, columns = moe.size(op.out, -1), moe.size(op.x, -1)
+    return next(parts for parts in SPLITS if _divides(lower, rows, columns, parts)) if only_combined(op) else 1
+
+
+def _divides(lower: FunctionLowering, rows: int, columns: int, parts: int) -> bool:
+    """Whether the kernel takes so many parts: whole records of sm_90's stream, a step or more of an MFMA stream."""
+    if lower.layout == "stream":
+        return Stream(rows, columns, STREAM_WARPS["down"]).records % parts == 0
+    return MfmaStream(rows, columns).splits_into(parts)
+
+
+def _template(lower: FunctionLowering, product: str) -> str:
+    return TEMPLATE[lower.layout].format(product)
+
+
+def _decode(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp, product: str, columns: int) -> Params:
+    """What all decode kernels take. A program of sm_90's holds `columns` of a block in shared memory."""
+    require_mx_codes(op, lower.target.name)
+    tile = lower.target.tile(_template(lower, product), block=op.block.value, quantised=op.x_scales is not None)
+    return {
+        "topk": op.topk.value,
+        "block": op.block.value,
+        "x": element(op.x),
+        "layout": "none" if op.x_scales is None else layout(op, op.x_scales),
+        "has_bias": op.bias is not None,
+        "has_weights": op.sorted_weights is not None,
+        **tile,
+        **_programs(lower, tile, product, op.block.value, columns),
+    }
+
+
+def _programs_by_shared(lower: FunctionLowering, block: int, columns: int) -> int:
+    """How many programs an SM holds by what `columns` of a sort block of `block` rows take."""
+    assert lower.target.architecture is not None
+    return lower.target.architecture.shared_limit // (BYTES_A_VALUE * block * columns + SHARED_RESERVE)
+
+
+def _programs(lower: FunctionLowering, tile: Mapping[str, int], product: str, block: int, columns: int) -> Params:
+    """The programs of the grid, and the warps of each."""
+    architecture = lower.target.architecture
+    assert architecture is not None
+    if lower.layout == "mfma_stream":
+        return {"programs": architecture.processors * SIMDS * tile["waves"], "num_warps": 1}
+    warps = STREAM_WARPS[product]
+    by_registers = architecture.registers // (tile["maxnreg"] * warps * architecture.warp_size)
+    by_shared = _programs_by_shared(lower, block, columns)
+    return {"programs": architecture.processors * min(by_registers, by_shared), "num_warps": warps}
+
+
+def activations(op) -> list[ir.Value]:
+    """What a product reads: bf16 or f16 rows, or codes and their sorted scales."""
+    return [op.x] if op.x_scales is None else [op.x, op.x_scales]
+
+
+def only_combined(op: moe.DownOp | moe.ExpertsOneStageOp) -> bool:
+    """Whether every reader of the result adds up partial sums."""
+    return all(isinstance(use.owner.opview, moe.CombineOp) for use in op.out.uses)
+
+
+def partial(op: moe.DownOp | moe.ExpertsOneStageOp, parts: int) -> tuple[ir.Type, tuple[sizes.Expr, ...]]:
+    """f32 [parts, R, H]: partial sums that combine adds up in order; [R, H] where there is one part."""
+    hidden, rows = moe.size(op.out, -1), rows_of_stage(2, op.topk.value)
+    if parts == 1:
+        return op.out.type, (rows, hidden)
+    kind = ir.RankedTensorType.get([parts, ir.ShapedType.get_dynamic_size(), hidden], ir.F32Type.get())
+    return kind, (parts, rows, hidden)
