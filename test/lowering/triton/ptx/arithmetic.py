@@ -124,6 +124,10 @@ def _arithmetic(machine, parts, operands):
         values = [bf16_pairs(machine.value(operand, np.uint32)).astype(np.float64) for operand in given]
         machine.set(to, packed_pairs(_computed(name, values).astype(np.float32)))
         return
+    if last in ("s16x2", "u16x2"):
+        halves = [machine.value(operand, np.uint32).view(TYPES[last[:3]]) for operand in given]
+        machine.set(to, _computed(name, halves).view(np.uint32))
+        return
     kind = TYPES[last]
     if kind is np.float32:
         values = [machine.value(operand, kind).astype(np.float64) for operand in given]

@@ -49,7 +49,7 @@ class Memory:
         return places
 
 
-NOBODY, SEVERAL = -1, -2
+NOBODY, SEVERAL, ATOMIC = -1, -2, -3
 
 
 class Shared:
@@ -79,6 +79,19 @@ class Shared:
             assert free.all(), "writes what another warp touched since the last barrier"
         self._writer[places] = warps
         self._bytes[places] = values
+
+    def add(self, addresses: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Add u32 `values` one after another; what was there before each. Only other atomics may touch these words."""
+        places = self._places(addresses, 4)
+        for touched in (self._writer[places], self._reader[places]):
+            assert ((touched == NOBODY) | (touched == ATOMIC)).all(), "adds to what was touched since the last barrier"
+        self._writer[places] = ATOMIC
+        before = np.empty_like(values)
+        for i, place in enumerate(places[:, 0]):
+            word = self._bytes[place : place + 4].view(np.uint32)
+            before[i] = word[0]
+            word += values[i]
+        return before
 
     def _places(self, addresses: np.ndarray, size: int) -> np.ndarray:
         start = addresses.astype(np.int64)

@@ -13,6 +13,11 @@ RULES: dict[str, Rule] = {}
 rule = registry(RULES)
 
 
+def in_shared(parts: list[str]) -> bool:
+    """Whether an instruction means shared memory: .shared or .shared::cta."""
+    return any(part.startswith("shared") for part in parts)
+
+
 @rule("ld", "st")
 def _memory(machine, parts, operands):
     """ld and st of param, global and shared memory, one element a thread or a vector; cache hints mean nothing here."""
@@ -22,7 +27,7 @@ def _memory(machine, parts, operands):
     if "param" in parts:
         machine.set(names[0], machine.value(base, TYPES[kind]))
         return
-    shared = "shared" in parts
+    shared = in_shared(parts)
     address = machine.value(base, np.uint32 if shared else np.uint64).astype(np.int64) + int(offset or 0)
     memory, threads, size = machine.shared if shared else machine.memory, machine.threads[machine.active], SIZES[kind]
     address = address[machine.active]
@@ -77,6 +82,33 @@ def _shfl(machine, parts, operands):
     machine.set(to[0], value[chosen])
     if len(to) > 1:
         machine.set(to[1], inside)
+
+
+REDUCE = {"max": np.maximum, "min": np.minimum, "add": np.add, "and": np.bitwise_and, "or": np.bitwise_or}
+
+
+@rule("redux")
+def _redux(machine, parts, operands):
+    """All lanes of a warp get what their values are together."""
+    to, given, members = operands
+    machine.warps("redux")
+    assert (machine.value(members, np.uint32)[machine.active] == 0xFFFFFFFF).all(), "redux of a part of a warp"
+    values = machine.value(given, TYPES[parts[-1]])
+    machine.set(to, np.repeat(REDUCE[parts[2]].reduce(values.reshape(-1, 32), axis=1), 32).astype(values.dtype))
+
+
+@rule("atom", "red")
+def _atom(machine, parts, operands):
+    """atom.shared.add of u32."""
+    assert in_shared(parts) and "add" in parts and parts[-1] == "u32", parts
+    *to, place, given = operands
+    base, _, offset = (part.strip() for part in re.sub(r"\s*\+\s*", "+", place.strip("[] ")).partition("+"))
+    address = machine.value(base, np.uint32).astype(np.int64) + int(offset or 0)
+    before = np.zeros(len(machine.threads), np.uint32)
+    active = machine.active
+    before[active] = machine.shared.add(address[active], machine.value(given, np.uint32)[active])
+    for name in to:
+        machine.set(name, before)
 
 
 LANE = np.arange(32)

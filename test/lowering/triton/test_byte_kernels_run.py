@@ -1,0 +1,130 @@
+"""Kernels for sm_90 that must give bytes, whole: their PTX runs on the machine of ptx/, against runtime/reference.py.
+
+What the contract leaves undefined is 0xFF before the run and stays so.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ptx.machine import Machine
+from ptx.memory import Memory
+from torch import Tensor
+
+from moeloom.lowering.triton import build
+from moeloom.lowering.triton.architecture import ARCHITECTURES
+from moeloom.lowering.triton.compile import ASSEMBLY
+from moeloom.lowering.triton.templates import TEMPLATES
+from moeloom.lowering.triton.tiles import SM_90
+from moeloom.runtime import reference
+
+EXPERTS, TOPK, TOKENS, LIVE, BLOCK, COLUMNS = 5, 3, 11, 9, 8, 1088
+TILES = {tile.template: dict(tile.params) for tile in reversed(SM_90) if not tile.when}
+SORT = {"experts": EXPERTS, "topk": TOPK, "block": BLOCK, "has_num_tokens": True, "map": "none", "has_slot_rows": True}
+QUANT = {"columns": COLUMNS, "x": "bf16", "scale_mode": "even"}
+PLACE = {"topk": TOPK, "layout": "tiled_32x8"}
+KERNELS = {
+    "sort_tokens": ("sort_tokens", SORT),
+    "quant": ("quant", QUANT | {"factor": 1}),
+    **{f"quant_sort {s}": ("quant_sort", QUANT | PLACE | {"stage": s, "block": BLOCK}) for s in (1, 2)},
+    **{f"sort_scales {s}": ("sort_scales", PLACE | {"columns": COLUMNS // 32, "stage": s}) for s in (1, 2)},
+}
+
+
+@pytest.fixture(scope="module")
+def assembly(tmp_path_factory) -> Mapping[str, str]:
+    kernels = {
+        name: {"template": template, "params": params | TILES[template]} for name, (template, params) in KERNELS.items()
+    }
+    compiled = build.compile_kernels(
+        kernels, ARCHITECTURES["sm_90"], tmp_path_factory.mktemp("cache"), lambda *_: None, {}
+    )
+    return {name: Path(folders[16], ASSEMBLY).read_text() for name, folders in compiled.items()}
+
+
+def run(text: str, name: str, operands: Mapping[str, Tensor | int], results: list[Tensor], m: int, tiles: int) -> None:
+    """Fill `results` in place by a grid of `tiles`, last first."""
+    memory = Memory()
+    template, params = KERNELS[name]
+    names = [argument for argument, _ in TEMPLATES[template].arguments(params | TILES[template])]
+    given = [operands[argument] for argument in names[: len(names) - len(results)]]
+    places = [value if isinstance(value, int) else memory.place(value.view(torch.uint8).numpy()) for value in given]
+    out = [memory.place(result.view(torch.uint8).numpy(), writable=True) for result in results]
+    machine = Machine(text, memory, np.full(16 << 10, 0xFF, np.uint8))
+    machine.launch(tiles, [*places, *out, m], list(range(tiles))[::-1])
+    for result, place in zip(results, out, strict=True):
+        raw = result.view(torch.uint8)
+        raw.copy_(torch.from_numpy(memory.read_back(place, raw.numpy())))
+
+
+def poison(*shape: int, dtype: torch.dtype = torch.uint8) -> Tensor:
+    size = torch.Size(shape).numel() * dtype.itemsize
+    return torch.full((size,), 0xFF, dtype=torch.uint8).view(dtype).view(shape)
+
+
+@pytest.fixture(scope="module")
+def ids() -> Tensor:
+    torch.manual_seed(0)
+    chosen = torch.randint(EXPERTS, (TOKENS, TOPK), dtype=torch.int32)
+    chosen[2], chosen[4, 1] = -1, -1
+    return chosen
+
+
+def test_token_sort(assembly, ids):
+    shares = torch.rand(TOKENS, TOPK)
+    want = reference.sort_tokens(ids, shares, EXPERTS, BLOCK, LIVE)
+    found = [torch.full(t.shape, -1, dtype=torch.int32).view(t.dtype) for t in want]
+    slot_rows = poison(TOKENS, TOPK, dtype=torch.int32)
+    operands = {"ids": ids, "weights": shares, "num_tokens": torch.tensor([LIVE], dtype=torch.int32)}
+    run(assembly["sort_tokens"], "sort_tokens", operands, [*found, slot_rows], TOKENS, EXPERTS)
+    used = int(want[3][0])
+    assert torch.equal(found[3], want[3])
+    for result, wanted, count in zip(found, want, (used, used, used // BLOCK), strict=False):
+        assert torch.equal(result[:count], wanted[:count])
+        assert bool((result.view(torch.int32)[count:] == -1).all())
+    assert torch.equal(slot_rows, slots(want, ids))
+
+
+def slots(lists: tuple[Tensor, ...], ids: Tensor) -> Tensor:
+    """The sorted row of each slot, -1 where it has none; of tokens that are not live -1 too, which is poison here."""
+    rows = reference.source_rows(lists[0], lists[3], 2, TOPK)
+    out = torch.full((ids.numel(),), -1, dtype=torch.int32)
+    out[rows[rows >= 0]] = torch.arange(len(rows), dtype=torch.int32)[rows >= 0]
+    return out.view(ids.shape)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_fused_and_split_quantisers(assembly, ids, stage):
+    lists = reference.sort_tokens(ids, torch.zeros(TOKENS, TOPK), EXPERTS, BLOCK, LIVE)
+    sorted_ids, num_valid = lists[0].clone(), lists[3]
+    sorted_ids[int(num_valid[0]) :] = 0
+    rows = TOKENS if stage == 1 else TOKENS * TOPK
+    x = torch.randn(rows, COLUMNS).bfloat16()
+    x[0, :32], x[1, 40], x[5, 70] = 0, torch.nan, torch.inf
+    codes, scales = reference.quantise(x, "even")
+    groups = COLUMNS // 32
+    payload = reference.defined_payload(sorted_ids, num_valid, stage, TOPK, rows)
+
+    quantised = [poison(rows, COLUMNS // 2), poison(rows, groups)]
+    if stage == 1:
+        run(assembly["quant"], "quant", {"x": x, "x_stride": COLUMNS}, quantised, rows, rows * -(-groups // 32))
+        assert torch.equal(quantised[1], scales)
+        numbers = (scales != 255).repeat_interleave(16, 1)
+        assert torch.equal(quantised[0][numbers], codes[numbers])
+
+    want = reference.sort_scales(scales, sorted_ids, num_valid, stage, TOPK, "tiled_32x8")
+    defined = reference.defined_scales(num_valid, want.shape)
+    place = {"sorted_ids": sorted_ids, "num_valid": num_valid}
+    split = poison(*want.shape)
+    operands = {"scales": scales, "scales_stride": groups, **place}
+    run(assembly[f"sort_scales {stage}"], f"sort_scales {stage}", operands, [split], TOKENS, len(want) // 32)
+    fused = [poison(rows, COLUMNS // 2), poison(*want.shape)]
+    operands = {"x": x, "x_stride": COLUMNS, "slot_rows": slots(lists, ids), **place}
+    tiles = rows * (TOPK if stage == 1 else 1) * -(-want.shape[1] // 32)
+    run(assembly[f"quant_sort {stage}"], f"quant_sort {stage}", operands, fused, TOKENS, tiles)
+    for sorted_scales in (split, fused[1]):
+        assert torch.equal(sorted_scales, torch.where(defined, want, 0xFF))
+    assert torch.equal(fused[0][payload], codes[payload])
+    assert bool((fused[0][~payload] == 0xFF).all())
