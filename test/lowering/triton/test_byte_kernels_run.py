@@ -20,7 +20,7 @@ from moeloom.lowering.triton.templates import TEMPLATES
 from moeloom.lowering.triton.tiles import SM_90
 from moeloom.runtime import reference
 
-EXPERTS, TOPK, TOKENS, LIVE, BLOCK, COLUMNS = 5, 3, 11, 9, 8, 1088
+EXPERTS, TOPK, TOKENS, LIVE, BLOCK, COLUMNS = 5, 3, 13, 11, 8, 1088
 TILES = {tile.template: dict(tile.params) for tile in reversed(SM_90) if not tile.when}
 SORT = {"experts": EXPERTS, "topk": TOPK, "block": BLOCK, "has_num_tokens": True, "map": "none", "has_slot_rows": True}
 QUANT = {"columns": COLUMNS, "x": "bf16", "scale_mode": "even"}
@@ -99,6 +99,7 @@ def slots(lists: tuple[Tensor, ...], ids: Tensor) -> Tensor:
 def test_fused_and_split_quantisers(assembly, ids, stage):
     lists = reference.sort_tokens(ids, torch.zeros(TOKENS, TOPK), EXPERTS, BLOCK, LIVE)
     sorted_ids, num_valid = lists[0].clone(), lists[3]
+    assert num_valid[0] % 32, "the last block in use is filled up"
     sorted_ids[int(num_valid[0]) :] = 0
     rows = TOKENS if stage == 1 else TOKENS * TOPK
     x = torch.randn(rows, COLUMNS).bfloat16()
