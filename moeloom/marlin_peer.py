@@ -6,6 +6,7 @@ much larger library. H is padded to a multiple of 256 and I to one of 128, as vL
 layer does in the call.
 """
 
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,8 +46,7 @@ def loaded() -> Any:
     if found is None:
         raise NoPeer(f"{NAME}: no {LIBRARY} of vLLM 0.22 on sys.path")
     try:
-        import triton  # noqa: F401 - the activation's compiler
-
+        importlib.import_module("triton")  # the activation's compiler
         torch.ops.load_library(str(found.resolve()))
     except Exception as error:
         raise NoPeer(f"{NAME} cannot be loaded: {type(error).__name__}: {error}".splitlines()[0]) from None

@@ -94,9 +94,11 @@ class Variants:
 
 
 def _spilling(manifest: Manifest, target: str) -> set[str]:
-    """The templates of which some code spills registers."""
+    """The templates of which some code spills registers, those of products by their sort blocks."""
     kernels = manifest.targets[target].kernels.values()
-    return {k["template"] for k in kernels if any(variant["spills"] for variant in k.get("variants", ()))}
+    spilling = [k for k in kernels if any(variant["spills"] for variant in k.get("variants", ()))]
+    blocks = (k["params"].get("block") for k in spilling)
+    return {k["template"] + (f" of {b} rows" if b else "") for k, b in zip(spilling, blocks, strict=True)}
 
 
 def make_plan(request: Request, manifest: Manifest, target: Target) -> Plan:

@@ -229,7 +229,7 @@ class Wave(Registers):
             elif name == "v_pk_add_f32":
                 results.append(bits(f32(parts[0]) + f32(parts[1])))
             else:
-                raise NotImplementedError(name)
+                raise AssertionError(f"no rule for {name}")
         for part, word in enumerate(results):
             self._write(o[0], word, part)
 

@@ -99,7 +99,7 @@ def _declare(kernel: Kernel, statement: str, scopes: list[dict[str, str]]) -> No
     _, kind, names = statement.split(maxsplit=2)
     bits = 1 if kind == ".pred" else int(re.sub(r"\D", "", kind))
     for found in names.split(","):
-        name, count = _DECLARED.fullmatch(found.strip()).groups()  # type: ignore[union-attr]
+        name, count = _DECLARED.fullmatch(found.strip()).groups()
         for own in [name] if count is None else [f"{name}{number}" for number in range(int(count))]:
             # Names of a scope of its own get its depth, so that they hide none of an outer one.
             scopes[-1][own] = own if len(scopes) == 1 else f"{own}@{len(scopes)}.{bits}"
@@ -109,7 +109,7 @@ def _declare(kernel: Kernel, statement: str, scopes: list[dict[str, str]]) -> No
 def _instruction(statement: str, line: int, scopes: list[dict[str, str]]) -> Instruction:
     guard, unless = "", False
     if statement.startswith("@"):
-        inverted, guard, statement = _GUARD.fullmatch(statement).groups()  # type: ignore[union-attr]
+        inverted, guard, statement = _GUARD.fullmatch(statement).groups()
         guard, unless = _resolved(guard, scopes), bool(inverted)
     name, _, rest = statement.partition(" ")
     operands = tuple(_resolved(operand, scopes) for operand in _OPERANDS.findall(rest))
