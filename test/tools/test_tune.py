@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ def test_measured_without_a_compiler_then_selected(tune: Callable, directory: Pa
     before = times(directory)
     assert before
     code, found, _ = tune("-o", directory, "--threads", 1)
-    assert code == 0 and found["unfinished"] == 0
+    assert code == 0 and left(found) == []
     assert times(directory)[: len(before)] == before and len(set(times(directory))) == len(times(directory))
     table = json.loads((directory / "cpu.json").read_text())
     assert table == found["table"]
@@ -130,8 +130,13 @@ def test_interrupted_and_gone_on_with(tune: Callable, directory: Path, how: sign
     before = times(directory)
     assert len(before) >= 2 and not (directory / "cpu.json").exists()
     code, found, _ = tune("-o", directory, "--only", "measure")
-    assert code == 0 and found["unfinished"] == 0
+    assert code == 0 and left(found) == []
     assert times(directory)[: len(before)] == before and len(set(times(directory))) == len(times(directory))
+
+
+def left(found: Mapping[str, Any]) -> list[str]:
+    """The trials left to measure, but for two winners as one variant: noise can make two, and that needs a compiler."""
+    return [name for name in found["table"]["unfinished"] if not name.startswith("together.")]
 
 
 def heeding_interrupts() -> None:
@@ -150,7 +155,7 @@ def test_a_variant_with_wrong_numbers_never_wins(tune: Callable, directory: Path
         artifact(directory, PLANNED), lambda raw: [k["params"].update(alpha=0.5) for k in kernels(raw, "gate_up")]
     )
     code, found, _ = tune("-o", directory, "--only", "measure")
-    assert code == 0 and found["unfinished"] == 0
+    assert code == 0 and left(found) == []
     (refused,) = [one for one in found["table"]["refused"] if one["row"].endswith("32 -> 16")]
     assert refused["reason"].startswith("wrong numbers at M = 1: relative L2 ")
     assert "plan" not in [row["what"] for row in found["table"]["rows"]]
@@ -170,7 +175,7 @@ def test_a_variant_that_cannot_run_is_refused(tune: Callable, directory: Path) -
     shutil.rmtree(artifact(directory, PLANNED) / "kernels")
     _, found, _ = tune("-o", directory, "--only", "measure")
     (refused,) = [one for one in found["table"]["refused"] if one["row"].endswith("32 -> 16")]
-    assert "compile or copy the artifact again" in refused["reason"] and found["unfinished"] == 0
+    assert "compile or copy the artifact again" in refused["reason"] and left(found) == []
 
 
 def test_workspaces_are_sized_before_anything_is_captured(directory: Path) -> None:
