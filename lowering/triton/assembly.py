@@ -89,6 +89,11 @@ def matching(found: Counter[str], pattern: re.Pattern[str]) -> dict[str, int]:
     return {name: count for name, count in sorted(found.items()) if pattern.match(name)}
 
 
+def waits(found: Counter[str]) -> bool:
+    """Whether the code may start before the launch in front of it ends: it waits for that itself."""
+    return bool(found["griddepcontrol.wait"])
+
+
 def amdgcn_resources(assembly: str) -> Resources:
     """From the comments and metadata that LLVM ends a kernel with."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .dependents import follow
 from .live_slots import expert_of, live_tokens, optional_constants, optional_operands
 from .template import POINTERS, Params, Template
 
@@ -30,6 +31,7 @@ def combine_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """A tile is ROWS tokens by BLOCK_N columns. Rows without an expert hold anything, NaN too: they are not read."""
+    follow(TARGET)
     column_tiles: tl.constexpr = (COLUMNS + BLOCK_N - 1) // BLOCK_N
     token = tl.program_id(0) // column_tiles * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(0) % column_tiles * BLOCK_N + tl.arange(0, BLOCK_N)

@@ -142,6 +142,7 @@ def variant_facts(
         "registers": resources.registers,
         "spills": resources.spills,
         "stack": resources.stack,
+        "dependent": assembly.waits(found),
         "wide_loads": sum(assembly.matching(found, assembly.WIDE_LOADS).values()),
         "matrix": assembly.matching(found, assembly.MATRIX),
     }

@@ -20,8 +20,9 @@ from .decode_stream import (
     thread_numbers,
     threads_layout,
 )
-from .decode_units import expert_of, own_units
+from .decode_units import BESIDE_L1, expert_of, own_units
 from .decode_x import address_of, allocate_x, gather_x
+from .dependents import follow
 from .product_params import OPTIONAL, absent
 from .products import F4
 from .template import Params, Template
@@ -51,18 +52,27 @@ def decode_down_kernel(
     CHUNKS: gl.constexpr,
     RING: gl.constexpr,
     PROGRAMS: gl.constexpr,
+    EARLY: gl.constexpr,
     TARGET: gl.constexpr,
 ):
     COLUMNS: gl.constexpr = SPAN * CHUNKS * CHUNK_COLUMNS
     ROW: gl.constexpr = INTERMEDIATE // 2 if X == F4 else INTERMEDIATE
-    first, last = own_units(num_valid, gl.program_id(0), BLOCK, SPLITS * TILES, PROGRAMS)
+    # Which weights to read is known before the rows are: the list is old then, though not to this SM's L1.
+    cache: gl.constexpr = BESIDE_L1 if EARLY else ""
+    if not EARLY:
+        follow(TARGET)
+    first, last = own_units(num_valid, gl.program_id(0), BLOCK, SPLITS * TILES, PROGRAMS, cache)
     if first >= last:
+        if EARLY:
+            follow(TARGET)
         return
     shared = allocate_x(COLUMNS, BLOCK)
     x_address = address_of(shared)
-    next_expert = expert_of(expert_ids, first + 1, last, SPLITS * TILES)
-    record = first_record(expert_of(expert_ids, first, last, SPLITS * TILES), first, last, TILES, SPLITS, SPAN)
+    next_expert = expert_of(expert_ids, first + 1, last, SPLITS * TILES, cache)
+    record = first_record(expert_of(expert_ids, first, last, SPLITS * TILES, cache), first, last, TILES, SPLITS, SPAN)
     ring = fill_ring(weight, record, CHUNKS, RING)
+    if EARLY:
+        follow(TARGET)
     for unit in range(first, last):
         part = unit // TILES
         block = part // SPLITS

@@ -21,8 +21,9 @@ from .decode_stream import (
     thread_numbers,
     threads_layout,
 )
-from .decode_units import expert_of, own_units
+from .decode_units import BESIDE_L1, expert_of, own_units
 from .decode_x import address_of, allocate_x, gather_x
+from .dependents import follow
 from .product_params import OPTIONAL, absent, activation_constants
 from .template import Params, Template
 
@@ -51,20 +52,29 @@ def decode_gate_up_kernel(
     CHUNKS: gl.constexpr,
     RING: gl.constexpr,
     PROGRAMS: gl.constexpr,
+    EARLY: gl.constexpr,
     ACTIVATION: gl.constexpr,
     ALPHA: gl.constexpr,
     LIMIT: gl.constexpr,
     TARGET: gl.constexpr,
 ):
     COLUMNS: gl.constexpr = RECORDS * CHUNKS * CHUNK_COLUMNS
-    first, last = own_units(num_valid, gl.program_id(0), BLOCK, TILES, PROGRAMS)
+    # Which weights to read is known before the rows are: the list is old then, though not to this SM's L1.
+    cache: gl.constexpr = BESIDE_L1 if EARLY else ""
+    if not EARLY:
+        follow(TARGET)
+    first, last = own_units(num_valid, gl.program_id(0), BLOCK, TILES, PROGRAMS, cache)
     if first >= last:
+        if EARLY:
+            follow(TARGET)
         return
     shared = allocate_x(COLUMNS, BLOCK)
     x_address = address_of(shared)
-    next_expert = expert_of(expert_ids, first + 1, last, TILES)
-    record = first_record(expert_of(expert_ids, first, last, TILES), first, last, TILES, 1, RECORDS)
+    next_expert = expert_of(expert_ids, first + 1, last, TILES, cache)
+    record = first_record(expert_of(expert_ids, first, last, TILES, cache), first, last, TILES, 1, RECORDS)
     ring = fill_ring(weight, record, CHUNKS, RING)
+    if EARLY:
+        follow(TARGET)
     for unit in range(first, last):
         block = unit // TILES
         if (unit == first) | (unit % TILES == 0):

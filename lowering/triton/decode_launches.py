@@ -46,6 +46,7 @@ def decode_gate_up(lower: FunctionLowering, op: moe.GateUpOp) -> list[ir.Value]:
         "intermediate": rows,
         **_decode(lower, op, "gate_up", hidden),
         **activation(op),
+        **_early(lower, op),
     }
     operands = [*activations(op), *sorted_list(op), *lower.expert_weight(op, f"gate_up_{op.gate_up_order.value}")]
     result = (op.out.type, (rows_of_stage(2, op.topk.value), rows))
@@ -60,6 +61,7 @@ def decode_down(lower: FunctionLowering, op: moe.DownOp) -> list[ir.Value]:
         "intermediate": columns,
         "splits": splits,
         **_decode(lower, op, "down", columns // splits),
+        **_early(lower, op),
     }
     operands = [*activations(op), *sorted_list(op), *lower.expert_weight(op, "plain")]
     return lower.launch(_template(lower, "down"), params, operands, [partial(op, splits)], [params["programs"]])
@@ -96,6 +98,33 @@ def _decode(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp, product: str
         **tile,
         **_programs(lower, tile, product, op.block.value, columns),
     }
+
+
+def _early(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp) -> Params:
+    """Whether sm_90's kernel may read the sorted list while the launch before it still runs.
+
+    It may where that launch, or an older one on the way to x, has read the list itself: the token sort has then ended.
+    """
+    if lower.layout != "stream":
+        return {}
+    return {"early": any(_follows(value, op.sorted_ids.owner) for value in activations(op))}
+
+
+def _follows(value: ir.Value, sort: ir.Operation) -> bool:
+    """Whether `value` is made by a launch that reads a result of `sort`, directly or through other launches."""
+    if isinstance(value.owner, ir.Block):
+        return False
+    owner = value.owner.operation
+    if owner == sort.operation:
+        return False
+    if owner.name == "kernel.alternatives":
+        number = ir.OpResult(value).result_number
+        yielded = [list(region.blocks[0].operations)[-1].operands[number] for region in owner.regions]
+        return all(_follows(each, sort) for each in yielded)
+    if owner.name != "kernel.launch":
+        return False
+    reads = [each for each in owner.operands if not isinstance(each.owner, ir.Block)]
+    return any(each.owner.operation == sort.operation or _follows(each, sort) for each in reads)
 
 
 def _programs_by_shared(lower: FunctionLowering, block: int, columns: int) -> int:

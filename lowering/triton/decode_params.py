@@ -22,11 +22,11 @@ def decode_arguments(params: Params) -> list[tuple[str, str]]:
 
 
 def decode_constants(params: Params, stream: Stream, splits: int) -> dict[str, Any]:
-    """Sizes, the form of x, the stream's and the ring. CompileError for what these kernels do not do."""
+    """Sizes, the form of x, the stream's and the ring, and EARLY. CompileError for what these kernels do not do."""
     if stream.records % splits:
         raise CompileError(f"{stream.records} records of weights cannot be split {splits} times; choose a divisor")
     sizes = {"TILES": stream.tiles, "CHUNKS": stream.chunks, "RING": min(params["ring"], 1 + stream.chunks)}
-    return {**_named(params, BLOCKS), "BLOCK": params["block"], **sizes}
+    return {**_named(params, BLOCKS), "BLOCK": params["block"], "EARLY": params["early"], **sizes}
 
 
 def mfma_constants(params: Params, rows: int, columns: int, splits: int) -> dict[str, Any]:

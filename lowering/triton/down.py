@@ -10,6 +10,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from .dependents import follow
 from .mfma_weight import expert_bytes
 from .numbers import GROUP
 from .product_params import OPTIONAL, absent, product_arguments, product_constants, stream_constants
@@ -45,6 +46,7 @@ def down_kernel(
     LAYOUT: tl.constexpr,
     TARGET: tl.constexpr,
 ):
+    follow(TARGET)
     tiles: tl.constexpr = (HIDDEN + BLOCK_N - 1) // BLOCK_N
     tile = tl.program_id(0) // SPLITS
     split = tl.program_id(0) % SPLITS

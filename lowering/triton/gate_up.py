@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from .activation import gated
+from .dependents import follow
 from .mfma_weight import expert_bytes, gate_rows
 from .numbers import GROUP, quantise
 from .product_params import (
@@ -58,6 +59,7 @@ def gate_up_kernel(
     STREAM_WARPS: tl.constexpr,
     TARGET: tl.constexpr,
 ):
+    follow(TARGET)
     tiles: tl.constexpr = (INTERMEDIATE + BLOCK_N - 1) // BLOCK_N
     block, first = tl.program_id(0) // tiles, tl.program_id(0) % tiles * BLOCK_N
     row, used = block.to(tl.int64) * BLOCK, tl.load(num_valid)

@@ -11,6 +11,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from .dependents import follow
 from .gate_up import activated, requantise, store_columns
 from .numbers import GROUP
 from .product_params import absent, activation_constants, product_constants, sorted_arguments
@@ -52,6 +53,7 @@ def experts_one_stage_kernel(
     ROUTING_WEIGHT_STAGE: tl.constexpr,
     TARGET: tl.constexpr,
 ):
+    follow(TARGET)
     slices: tl.constexpr = (INTERMEDIATE + BLOCK_N - 1) // BLOCK_N
     block, slice = tl.program_id(0) // slices, tl.program_id(0) % slices
     row, used = block.to(tl.int64) * BLOCK, tl.load(num_valid)

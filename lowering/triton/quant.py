@@ -7,6 +7,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from .dependents import follow
 from .numbers import GROUP, quantise
 from .template import POINTERS, Params, Template
 
@@ -43,6 +44,7 @@ def quant_kernel(
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
+    follow(TARGET)
     scale_columns: tl.constexpr = COLUMNS // GROUP
     column_tiles: tl.constexpr = (scale_columns + GROUPS - 1) // GROUPS
     tile = tl.program_id(0)

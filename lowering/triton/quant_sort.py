@@ -12,6 +12,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from .dependents import follow
 from .numbers import GROUP, quantise
 from .quant import load_groups, store_codes
 from .scales import BLOCK_ROWS, sort_constants, sorted_offset
@@ -66,6 +67,7 @@ def quant_sort_kernel(
     SLOTS: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
+    follow(TARGET)
     column_tiles: tl.constexpr = (WIDTH + GROUPS - 1) // GROUPS
     places: tl.constexpr = TOPK if STAGE == 1 else 1  # of a row of x
     shares: tl.constexpr = (places + SLOTS - 1) // SLOTS

@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .dependents import follow
 from .live_slots import live_tokens
 from .template import POINTERS, Params, Template
 
@@ -108,6 +109,7 @@ def route_kernel(
     ROWS: tl.constexpr,
 ):
     """A tile is ROWS tokens. What a combination of options does not use, the compiler drops."""
+    follow(TARGET)
     GROUP_SIZE: tl.constexpr = EXPERTS // GROUPS
     groups: tl.constexpr = triton.next_power_of_2(GROUPS)
     size: tl.constexpr = triton.next_power_of_2(GROUP_SIZE)

@@ -7,6 +7,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from .dependents import follow
 from .template import Params, Template
 
 BLOCK_ROWS = tl.constexpr(32)
@@ -70,6 +71,7 @@ def sort_scales_kernel(
     WIDTH: tl.constexpr,
     STEP: tl.constexpr,
 ):
+    follow(TARGET)
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS
     used = tl.load(num_valid)
     if row < used:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .dependents import follow
 from .live_slots import expert_of, live_tokens, optional_constants, optional_operands
 from .template import Params, Template
 
@@ -110,6 +111,7 @@ def sort_tokens_kernel(
     ROWS: tl.constexpr,
 ):
     """One program an expert."""
+    follow(TARGET)
     expert = tl.program_id(0)
     live = live_tokens(num_tokens, M)
     bins: tl.constexpr = triton.next_power_of_2(EXPERTS)
@@ -147,6 +149,7 @@ def sort_count_kernel(
     ROWS: tl.constexpr,
 ):
     """One program a chunk: its slots of every expert."""
+    follow(TARGET)
     chunk = tl.program_id(0)
     bins: tl.constexpr = triton.next_power_of_2(EXPERTS)
     _, _, owner = _chunk(ids, chunk * ROWS, live_tokens(num_tokens, M), expert_map, EXPERTS, TOPK, MAP, ROWS)
@@ -157,6 +160,7 @@ def sort_count_kernel(
 @triton.jit
 def sort_scan_kernel(counts, starts, totals, M, TARGET: tl.constexpr, ROWS: tl.constexpr):
     """One program an expert: its slots before each chunk, and in all."""
+    follow(TARGET)
     expert, chunks = tl.program_id(0), tl.cdiv(M, ROWS)
     total = tl.zeros([], tl.int32)
     for first in range(0, chunks, _STEP):
@@ -190,6 +194,7 @@ def sort_scatter_kernel(
     ROWS: tl.constexpr,
 ):
     """One program an expert and chunk; those of the first chunk write what belongs to the whole expert."""
+    follow(TARGET)
     chunks = tl.cdiv(M, ROWS)
     expert, chunk = tl.program_id(0) // chunks, tl.program_id(0) % chunks
     live = live_tokens(num_tokens, M)

@@ -35,9 +35,10 @@ GPT_OSS = {
     "maxnreg": 128,
     "programs": 2 * SM,
     "num_warps": 8,
+    "early": False,
 }
-DOWN = GPT_OSS | {"has_weights": True, "num_warps": 4, "programs": 4 * SM}
-A4 = {"x": "f4E2M1FN", "layout": "tiled_32x8"}
+DOWN = GPT_OSS | {"has_weights": True, "num_warps": 4, "programs": 4 * SM, "early": True}
+A4 = {"x": "f4E2M1FN", "layout": "tiled_32x8", "early": True}
 CHUNKS = 15  # a record of 2880 columns
 MMAS = 4  # a chunk
 KERNELS = {
@@ -103,6 +104,16 @@ def test_multiplies_a_chunk_in_few_instructions(compiled, name):
     assert sum(text.startswith("HMMA.16816.F32.BF16") for text in loop) == CHUNKS * MMAS * octets
     fragments = [text for text in loop if text.startswith(("LOP3", "IMAD.SHL", "SHF", "LDSM", "SHFL", "HMMA", "FFMA"))]
     assert len(fragments) <= (70 + 14 * (octets - 1)) * CHUNKS  # an octet more: 2 LDSM, 4 HMMA, 8 FFMA
+
+
+@pytest.mark.parametrize("name", STREAMING)
+def test_weights_are_under_way_before_an_early_kernel_waits(compiled, name):
+    code, (_, params) = instructions(compiled[name][16]), KERNELS[name]
+    waits = [place for place, text in enumerate(code) if "ACQBULK" in text]
+    loads = [place for place, text in enumerate(code) if re.match(r"(@!?P\d )?LDG\S*\.128 ", text)]
+    before = [sum(place < wait for place in loads) for wait in waits]
+    # A program without units waits in a place of its own.
+    assert params["ring"] in before and len(before) == 2 if params["early"] else before == [0]
 
 
 def first_use(loop: list[str], load: int) -> Iterator[str]:

@@ -44,7 +44,7 @@ def on_a_warp(assembly: str, operands: list[np.ndarray], shared: np.ndarray) -> 
         {stores}
         ret;
         }}"""
-    Machine(text, memory, shared.view(np.uint8)).launch(1, [given, found])
+    Machine(text, memory, shared.view(np.uint8), overlaps=False).launch(1, [given, found])
     return list(memory.read_back(found, like))
 
 

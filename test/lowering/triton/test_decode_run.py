@@ -32,8 +32,11 @@ BASE = {
     "ring": 6,
     "maxnreg": 128,
     "programs": 3,
+    "early": False,
     "num_warps": WARPS,
 }
+CONSTANT, LISTS = ("weight", "bias"), ("sorted_ids", "expert_ids", "num_valid", "sorted_weights")
+"""Operands that no launch writes, and the token sort's, which `early` kernels may read before they wait."""
 GATE_UP = BASE | {"hidden": 96, "intermediate": 72, "activation": "swiglu", "alpha": 1.702, "limit": 7.0}
 DOWN = BASE | {"hidden": 144, "intermediate": 96, "splits": 1}
 A4 = {"x": "f4E2M1FN", "layout": "tiled_32x8"}
@@ -58,6 +61,12 @@ KERNELS: dict[str, tuple[str, dict[str, Any]]] = {
     "down of 16 rows, 2 splits": ("decode_down", DOWN | {"block": 16, "intermediate": 1088, "splits": 2}),
     "down a4 of 16 rows": ("decode_down", DOWN | A4 | {"block": 16}),
     "down a4, 2 splits": ("decode_down", DOWN | A4 | {"intermediate": 1088, "splits": 2, "hidden": 64}),
+    "gate_up a4, early": ("decode_gate_up", GATE_UP | A4 | {"early": True}),
+    "down, early": ("decode_down", DOWN | {"early": True}),
+    "down a4 of 16 rows, early, 2 splits": (
+        "decode_down",
+        DOWN | A4 | {"early": True, "block": 16, "intermediate": 1088, "splits": 2, "programs": 40},
+    ),
 }
 
 
@@ -161,7 +170,8 @@ def run(template: str, params: Mapping[str, Any], text: str, call: Call, order: 
     memory, arguments, given = Memory(), [], call.given()
     for name, _ in TEMPLATES[template].arguments(params)[:-1]:
         value = given[name]
-        arguments.append(value if isinstance(value, int) else memory.place(array(value)))
+        given_early = {"constant": name in CONSTANT, "old": params["early"] and name in LISTS}
+        arguments.append(value if isinstance(value, int) else memory.place(array(value), **given_early))
     result = memory.place(array(out), writable=True)
     machine = Machine(text, memory, np.full(SHARED_BYTES, 0xFF, np.uint8))
     machine.launch(params["programs"], [*arguments, result, TOKENS], order(params["programs"]))
@@ -192,6 +202,43 @@ def test_a_missing_barrier_is_a_race(assembly):
     broken = assembly["gate_up"].replace("bar.sync", "// bar.sync")
     with pytest.raises(Fault, match="since the last barrier"):
         run(template, params, broken, Call(template, params), lambda programs: list(range(programs)))
+
+
+@pytest.mark.parametrize(
+    ("name", "find", "instead", "message"),
+    [
+        ("down, early", r"ld\.global\.cg\.", "ld.global.", r"before griddepcontrol\.wait reads 4 bytes"),
+        ("down, early", r"griddepcontrol\.\w+ *;", "", r"before griddepcontrol\.wait reads \d+ bytes|ends without"),
+        ("gate_up", r"griddepcontrol\.wait *;", "", "lets the next launch start before it has waited itself"),
+        ("gate_up", r"griddepcontrol\.\w+ *;", "", r"before griddepcontrol\.wait reads 4 bytes"),
+    ],
+)
+def test_touching_too_early_what_the_launch_in_front_writes_is_seen(assembly, name, find, instead, message):
+    template, params = KERNELS[name]
+    broken = re.sub(find, instead, assembly[name])
+    assert broken != assembly[name]
+    with pytest.raises(Fault, match=message):
+        run(template, params, broken, Call(template, params), lambda programs: list(range(programs)))
+
+
+def test_an_early_list_that_the_launch_in_front_writes_is_seen(assembly):
+    """The code of an early kernel where it must not be: behind the token sort itself."""
+    template, params = KERNELS["gate_up a4, early"]
+    code, call = assembly["gate_up a4, early"], Call(template, params)
+    with pytest.raises(Fault, match=r"before griddepcontrol\.wait reads 4 bytes"):
+        run(template, params | {"early": False}, code, call, lambda programs: list(range(programs)))
+
+
+def test_a_program_without_units_waits_too(assembly):
+    name = "down a4 of 16 rows, early, 2 splits"
+    template, params = KERNELS[name]
+    places = [
+        found.span() for found in re.finditer(r"griddepcontrol\.wait(?s:.*?)launch_dependents *;", assembly[name])
+    ]
+    waiting, idle = (assembly[name][:start] + assembly[name][end:] for start, end in places)
+    for broken, message in ((waiting, r"before griddepcontrol\.wait"), (idle, r"ends without griddepcontrol\.wait")):
+        with pytest.raises(Fault, match=message):
+            run(template, params, broken, Call(template, params), lambda programs: list(range(programs))[::-1])
 
 
 def test_a_store_out_of_place_is_seen(assembly):

@@ -4,13 +4,16 @@ The layer is compiled as users compile it: with both activations, in one stage a
 """
 
 import json
+import re
 from collections.abc import Iterator
 from itertools import product
+from pathlib import Path
 
 import pytest
 
 import moeloom
 from moeloom.lowering.triton.architecture import ARCHITECTURES
+from moeloom.lowering.triton.compile import ASSEMBLY
 from moeloom.lowering.triton.templates import TEMPLATES
 
 TARGETS = ("gfx950", "gfx942", "sm_90")
@@ -23,9 +26,14 @@ SM_REGISTERS, SM_SHARED = 64 * KIB, 228 * KIB  # of an SM of compute capability 
 
 
 @pytest.fixture(scope="module")
-def layers(make_checkpoint, tmp_path_factory) -> dict[tuple[str, str], dict]:
+def folder(tmp_path_factory) -> Path:
+    """Where the layers are compiled; what is compiled stays in its `cache`."""
+    return tmp_path_factory.mktemp("layer")
+
+
+@pytest.fixture(scope="module")
+def layers(make_checkpoint, folder) -> dict[tuple[str, str], dict]:
     """(activations, stages) -> the manifest's targets."""
-    folder = tmp_path_factory.mktemp("layer")
     sizes = {"layers": 1, "hidden": 2880, "intermediate": 2880, "experts": 128, "topk": 4, "vocab": 64}
     heads = {"attention_heads": 2, "key_value_heads": 2, "head_dim": 32, "seed": 0}
     config = folder / "config.json"
@@ -67,6 +75,27 @@ def test_keeps_everything_in_registers(layers, target):
     spilling = {name: variant["spills"] for name, variant in found if variant["spills"]}
     private = {name: variant["stack"] for name, variant in found if variant["stack"]}
     assert spilling == private == {}
+
+
+def test_launches_that_overlap_say_so(layers):
+    for target in TARGETS:
+        assert {variant["dependent"] for _, _, variant in variants(layers, target)} == {target == "sm_90"}
+
+
+def test_waits_for_the_launch_in_front(layers, folder):
+    """At the very start; an early kernel has read its list and begun with its weights, and waits on both its ways."""
+    texts = [path.read_text() for path in folder.glob(f"cache/*.cubin/{ASSEMBLY}")]
+    assert len(texts) >= len({name for name, _, _ in variants(layers, "sm_90")})
+    for text in texts:
+        start = text.index(".reqntid")
+        before, after = text[start : text.index("griddepcontrol.wait")], text[text.index("griddepcontrol.wait") :]
+        assert "griddepcontrol.launch_dependents" not in before
+        assert not re.search(r"\b(st\.global|atom|red\.|ret;)", before)
+        reads = re.findall(r"\bld\.global\S*|\bcp\.async\S*|\bbra\b", before)
+        early = [read for read in reads if ".cg." in read or "evict_first" in read or read == "bra"]
+        assert reads == early
+        assert len(re.findall(r"griddepcontrol\.wait", text)) == (2 if early else 1)
+        assert "st.global" in after
 
 
 @pytest.mark.parametrize("target", ["gfx950", "gfx942"])

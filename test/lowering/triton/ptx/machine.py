@@ -3,7 +3,8 @@
 It follows the PTX ISA and nothing else, so that a whole kernel, Gluon and inline assembly included, is judged by what
 the assembler gets. Threads that branch apart go on from the lowest instruction and meet again there. Instructions of a
 warp demand all of its threads. An instruction without a rule, a race or an access out of bounds is an error with its
-line.
+line. The launch in front may still run when a kernel starts: what that wrote, and what this one writes, is touched
+behind `griddepcontrol.wait` alone, which every thread executes.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ class Fault(Exception):
 class Machine:
     """The state that instructions work on. `active` bool [threads]: those that execute the present one."""
 
-    def __init__(self, text: str, memory: Memory, shared: np.ndarray) -> None:
-        """`shared` u8: what shared memory holds when a block begins."""
+    def __init__(self, text: str, memory: Memory, shared: np.ndarray, overlaps: bool = True) -> None:
+        """`shared` u8: what shared memory holds when a block begins. `overlaps`: the launch in front may run."""
         self.kernel: Kernel = parse(text)
-        self.memory, self._shared_content = memory, shared
+        self.memory, self._shared_content, self._overlaps = memory, shared, overlaps
         self.threads = np.arange(self.kernel.threads)
         self.starts = {0, *self.kernel.labels.values()}
         self.executed = 0
@@ -62,6 +63,7 @@ class Machine:
         }
         self.at = np.zeros(count, np.int64)
         self.waiting, self.parked = np.zeros(count, bool), np.zeros(count, bool)  # at a barrier, for their warp
+        self.waited = np.full(count, not self._overlaps)  # for the launch in front
         while (alive := self.at != DONE).any():
             free = alive & ~self.waiting & ~self.parked
             if free.any():
@@ -95,6 +97,8 @@ class Machine:
                     self.at[self.active] = self.kernel.labels[instruction.operands[0]]
                     return
                 case "ret" | "exit":
+                    if not self.waited[self.active].all():
+                        raise Fault(f"{instruction}: a thread ends without griddepcontrol.wait")
                     self.at[self.active] = DONE
                     return
                 case "bar" | "barrier" if not instruction.is_collective:

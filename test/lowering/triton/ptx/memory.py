@@ -9,22 +9,39 @@ BASE = 1 << 33  # so that an address cut to 32 bits is seen
 
 
 class Memory:
-    """Global memory. Every access must lie in a buffer, be aligned, and write only what is to be written."""
+    """Global memory. Every access must lie in a buffer, be aligned, and write only what is to be written.
+
+    Before a thread has waited for the launch in front of its own, it may touch constants alone, and of what older
+    launches wrote what it reads past L1.
+    """
 
     def __init__(self) -> None:
         self._bytes = np.zeros(0, np.uint8)
         self._readable = np.zeros(0, bool)
         self._writable = np.zeros(0, bool)
+        self._constant = np.zeros(0, bool)
+        self._old = np.zeros(0, bool)
 
-    def place(self, content: np.ndarray, writable: bool = False, offset: int = 0) -> int:
-        """Copy `content` to a new address, a multiple of 256 plus `offset`."""
+    def place(
+        self,
+        content: np.ndarray,
+        writable: bool = False,
+        offset: int = 0,
+        constant: bool = False,
+        old: bool = False,
+    ) -> int:
+        """Copy `content` to a new address, a multiple of 256 plus `offset`. `constant`: no launch writes it. `old`: the
+        launch in front of the kernel's own does not."""
         data = np.ascontiguousarray(content).view(np.uint8).ravel()
         start = -(-(len(self._bytes) + GUARD_BYTES) // 256) * 256 + offset
         grow = start + len(data) - len(self._bytes)
         self._bytes = np.concatenate([self._bytes, np.full(grow, 0xFF, np.uint8)])
         self._readable = np.concatenate([self._readable, np.zeros(grow, bool)])
         self._writable = np.concatenate([self._writable, np.zeros(grow, bool)])
+        self._constant = np.concatenate([self._constant, np.zeros(grow, bool)])
+        self._old = np.concatenate([self._old, np.zeros(grow, bool)])
         self._bytes[start:], self._readable[start:], self._writable[start:] = data, True, writable
+        self._constant[start:], self._old[start:] = constant, old
         return BASE + start
 
     def read_back(self, address: int, like: np.ndarray) -> np.ndarray:
@@ -38,6 +55,11 @@ class Memory:
 
     def store(self, addresses: np.ndarray, values: np.ndarray, threads: np.ndarray) -> None:
         self._bytes[self._places(addresses, values.shape[1], self._writable, "writes")] = values
+
+    def check_early(self, addresses: np.ndarray, size: int, past_l1: bool) -> None:
+        """That threads which have not waited may read `size` bytes at each of `addresses`."""
+        allowed = self._constant | self._old if past_l1 else self._constant
+        self._places(addresses, size, allowed, "before griddepcontrol.wait reads")
 
     def _places(self, addresses: np.ndarray, size: int, allowed: np.ndarray, what: str) -> np.ndarray:
         start = addresses.astype(np.int64) - BASE

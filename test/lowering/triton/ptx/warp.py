@@ -33,6 +33,10 @@ def _memory(machine, parts, operands):
     address = address[machine.active]
     if not len(threads):
         return
+    if not shared:
+        early = ~machine.waited[machine.active]
+        assert parts[0] == "ld" or not early.any(), "writes before griddepcontrol.wait"
+        machine.memory.check_early(address[early], size * len(names), past_l1="cg" in parts)
     if parts[0] == "ld":
         found = memory.load(address, size * len(names), threads).reshape(-1, len(names), size)
         for i, name in enumerate(names):
@@ -45,9 +49,18 @@ def _memory(machine, parts, operands):
         memory.store(address, raw, threads)
 
 
-@rule("createpolicy", "griddepcontrol", "membar", "fence")
+@rule("createpolicy", "membar", "fence")
 def _nothing(machine, parts, operands):
     """Changes no value here."""
+
+
+@rule("griddepcontrol")
+def _griddepcontrol(machine, parts, operands):
+    """Waits for the launch in front, or lets the one behind start, which must not be before that."""
+    if parts[1] == "wait":
+        machine.waited |= machine.active
+    else:
+        assert machine.waited[machine.active].all(), "lets the next launch start before it has waited itself"
 
 
 @rule("bar")

@@ -1,0 +1,41 @@
+"""Where a launch waits for the one before it, on GPUs that start it early (docs/program.md, "Launches that overlap").
+
+A launch may begin as soon as every program of the one before has called `release`. What that one and those before it
+wrote can be read behind `wait`. Every program waits, one without work too, and releases behind its wait. So a program
+that runs, even before its wait, runs behind the end of everything but the launch before its own.
+"""
+
+from __future__ import annotations
+
+import triton
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+FIRST_ARCHITECTURE = 90
+"""Of NVIDIA's, the first with these instructions."""
+
+
+@triton.constexpr_function
+def overlaps(target):
+    """Whether launches of a TARGET can overlap."""
+    return target.startswith("sm_") and int(target.removeprefix("sm_")) >= FIRST_ARCHITECTURE
+
+
+@triton.jit
+def wait(TARGET: triton.language.constexpr):
+    """Stay until the launches before this one have ended and what they wrote is visible."""
+    if overlaps(TARGET):
+        gdc_wait()
+
+
+@triton.jit
+def release(TARGET: triton.language.constexpr):
+    """Let the next launch begin, as far as this program is concerned."""
+    if overlaps(TARGET):
+        gdc_launch_dependents()
+
+
+@triton.jit
+def follow(TARGET: triton.language.constexpr):
+    """`wait` and `release`: how a kernel starts that reads nothing before."""
+    wait(TARGET)
+    release(TARGET)
