@@ -38,11 +38,13 @@ def open_device(
     *,
     threads: int | None = None,
     tier: str | None = None,
+    overlap: bool = True,
 ) -> tuple[Target, Device]:
     """The device that `wanted` names and the target of the artifact that runs on it.
 
     "auto" is the current GPU where some code of the artifact runs on it, else the CPU. `target` leaves only the target
-    of that name; `threads` and `tier` are the CPU's. Raises ArtifactError, which says what is here and what there is.
+    of that name; `threads` and `tier` are the CPU's, `overlap` is CUDA's (`executable.load`). Raises ArtifactError,
+    which says what is here and what there is.
     """
     targets = _named(manifest, target)
     kind = _kind(wanted)
@@ -59,7 +61,7 @@ def open_device(
         if found is not None and fitting is not None:
             if threads is not None or tier is not None:
                 raise ArtifactError(f"{found}; threads and tier are for the CPU: leave them out, or ask for device cpu")
-            return fitting, Gpu((Hip if found.backend == "hip" else Cuda)(found.index), fitting)
+            return fitting, Gpu((Hip if found.backend == "hip" else Cuda)(found.index), fitting, overlap)
     if kind != "cuda" and "cpu" in targets:
         return targets["cpu"], Cpu(targets["cpu"].libraries, threads=threads, tier=tier)
     here = "torch sees no GPU here" if found is None else str(found)

@@ -46,6 +46,7 @@ def load(
     verify: str = "full",
     weights: Source | str | os.PathLike | None = None,
     poison: bool = False,
+    overlap: bool = True,
 ) -> "Executable":
     """The artifact at `path`, checked and bound, ready to call.
 
@@ -54,10 +55,12 @@ def load(
     the artifact's targets. threads: how many run kernels (default: the CPUs this process may use). max_tokens: as
     `prepare`. tier: one kernel library by name (default: the best this CPU runs). verify: "full" hashes the weights,
     "fast" does not. weights: a checkpoint directory, or tensors by name, to pack at load instead of what the artifact
-    holds or refers to. poison: fill the workspace with 0xFF before each call (tests). Raises ArtifactError.
+    holds or refers to. poison: fill the workspace with 0xFF before each call (tests). overlap: on NVIDIA's GPUs from
+    sm_90 on, a launch may start while the one in front still runs (docs/program.md); False is for measurements. Raises
+    ArtifactError.
     """
     manifest = artifact.read(path, verify)
-    chosen, runs_on = open_device(manifest, device, target, threads=threads, tier=tier)
+    chosen, runs_on = open_device(manifest, device, target, threads=threads, tier=tier, overlap=overlap)
     try:
         bound = bind(manifest, chosen.name, weights, runs_on.torch_device)
     except torch.OutOfMemoryError as error:

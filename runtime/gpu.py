@@ -1,7 +1,7 @@
 """GPUs: code objects loaded through the driver, launches on the caller's torch stream. No compiler runs here.
 
 A launch is one call of the driver with an array of argument addresses that is made once. Nothing synchronises, so a
-call can be captured in a graph (docs/program.md, "Kernel ABI (GPU)").
+call can be captured in a graph (docs/program.md, "Kernel ABI (GPU)" and "Launches that overlap").
 """
 
 import ctypes
@@ -23,6 +23,8 @@ MOST_TILES = (1 << 31) - 1  # of a grid's first dimension
 PLACED_ALIGNMENT = 16  # bytes: what every variant assumes of weights and of tensors in the workspace
 Handle = int
 """A module, a function or a stream of the driver."""
+Start = Callable[[Handle, ctypes.Array], int]
+"""Puts one kernel with its grid on a stream, given the addresses of its arguments; the driver's error code."""
 
 
 class Driver(ABC):
@@ -66,6 +68,13 @@ class Driver(ABC):
     def check(self, code: int, what: str) -> None:
         if code:
             raise ArtifactError(f"{what} on {self.torch_device}: {self.error(code)}")
+
+    def start(self, function: Handle, tiles: int, variant: Variant, overlaps: bool) -> Start:
+        """How `variant` is launched on `tiles` programs. `overlaps`: behind another launch of the same program, which
+        need not have ended where the code is dependent."""
+        sizes = (tiles, 1, 1, variant.threads, 1, 1, variant.shared)
+        launch = self.launch
+        return lambda stream, arguments: launch(function, *sizes, stream, arguments, None)
 
     def load(self, content: bytes, what: str) -> Handle:
         """The module of a code object."""
@@ -128,7 +137,14 @@ def open_module(driver: Driver, variant: Variant) -> Handle:
 class Command:
     """One launch: the code that fits, and the addresses of its arguments."""
 
-    def __init__(self, driver: Driver, variants: Sequence[tuple[Variant, Handle]], words: Words, bound: Bound):
+    def __init__(
+        self,
+        driver: Driver,
+        variants: Sequence[tuple[Variant, Handle]],
+        words: Words,
+        bound: Bound,
+        overlap: bool = True,
+    ):
         if bound.tiles > MOST_TILES:
             raise LaunchError(
                 f"{bound.launch.kernel} has {bound.tiles} tiles; a grid has {MOST_TILES}: use fewer tokens"
@@ -140,7 +156,11 @@ class Command:
                     f"{bound.launch.kernel} reads {words[place]:#x}, no multiple of {PLACED_ALIGNMENT}; align it"
                 )
         self._variants = [
-            (variant.divisible - 1, (function, bound.tiles, 1, 1, variant.threads, 1, 1, variant.shared))
+            (
+                variant.divisible - 1,
+                driver.start(function, bound.tiles, variant, overlaps=False),
+                driver.start(function, bound.tiles, variant, overlaps=overlap),
+            )
             for variant, function in variants
         ]
         scratch = max(variant.scratch for variant, _ in variants)
@@ -156,20 +176,23 @@ class Command:
         if not bound.live:
             self._variants = [self._fitting(self._fixed_bits)]
 
-    def launch(self, stream: Handle) -> None:
-        """Launch on `stream`; LaunchError where no code fits the arguments, or where the driver refuses."""
+    def launch(self, stream: Handle, follows: bool) -> bool:
+        """Launch on `stream`; `follows`: behind a launch of the same program. Whether there was anything to launch.
+
+        LaunchError where no code fits the arguments, or where the driver refuses."""
         bits, words = self._fixed_bits, self._words
         for place in self.bound.live:
             bits |= words[place]
-        _, sizes = self._fitting(bits)
+        _, first, later = self._fitting(bits)
         if self.bound.tiles == 0:
-            return
-        code = self._driver.launch(*sizes, stream, self._arguments, None)
+            return False
+        code = (later if follows else first)(stream, self._arguments)
         if code:
             where = self._driver.torch_device
             raise LaunchError(f"{self.bound.launch.kernel} cannot be launched on {where}: {self._driver.error(code)}")
+        return True
 
-    def _fitting(self, bits: int) -> tuple[int, tuple]:
+    def _fitting(self, bits: int) -> tuple[int, Start, Start]:
         for variant in self._variants:
             if not bits & variant[0]:
                 return variant
@@ -183,12 +206,12 @@ class Command:
 
 
 class Gpu:
-    """The code of `target` on the device of `driver`."""
+    """The code of `target` on the device of `driver`. `overlap`: a launch may start before the one in front ends."""
 
     alignment = GPU_ALIGNMENT
 
-    def __init__(self, driver: Driver, target: Target):
-        self.torch_device, self._driver = driver.torch_device, driver
+    def __init__(self, driver: Driver, target: Target, overlap: bool = True):
+        self.torch_device, self._driver, self._overlap = driver.torch_device, driver, overlap
         self._stream: torch.cuda.Stream | None = None
         self._captured: dict[int, Plan] = {}
         with driver.current():
@@ -205,7 +228,7 @@ class Gpu:
 
     def commands(self, words: Words, bound: Sequence[Bound]) -> list[Command]:
         """A command for each launch."""
-        return [Command(self._driver, self._kernels[each.launch.kernel], words, each) for each in bound]
+        return [Command(self._driver, self._kernels[each.launch.kernel], words, each, self._overlap) for each in bound]
 
     def execute(self, plan: Plan, live: Live, outputs: Sequence[Tensor], ran: list[Ran] | None) -> None:
         """Put a plan on the caller's stream, behind what earlier calls put on others: they share a workspace."""
@@ -221,10 +244,10 @@ class Gpu:
             plan.run(live, outputs, ran)
 
     def run(self, commands: Sequence[Command]) -> None:
-        """Launch on the caller's stream."""
-        stream = self._driver.stream().cuda_stream
+        """Launch on the caller's stream. In front of the first is work of others, which lets nobody start early."""
+        stream, follows = self._driver.stream().cuda_stream, False
         for command in commands:
-            command.launch(stream)
+            follows |= command.launch(stream, follows)
 
     def timed(self, command: Sequence[Command]) -> tuple[str, int, float]:
         """Launch one command and wait for it: kernel, tiles, seconds between two events."""

@@ -36,7 +36,8 @@ class Architecture:
 @dataclass(frozen=True)
 class Variant:
     """One code object of a GPU kernel; right where every pointer is a multiple of `divisible` bytes and every stride of
-    `divisible` elements. `shared` is in bytes; `scratch` counts the null pointers that end its arguments."""
+    `divisible` elements. `shared` is in bytes; `scratch` counts the null pointers that end its arguments. Code that is
+    `dependent` waits for the launch in front itself, so it may start before that ends."""
 
     divisible: int
     file: Path
@@ -45,6 +46,7 @@ class Variant:
     threads: int
     scratch: int
     shared: int
+    dependent: bool
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,11 @@ def _variants(path: Path, kernel: str, raw: Sequence[Mapping[str, Any]], about: 
         if divisible & (divisible - 1):
             raise ValueError(f"kernel {kernel!r} assumes multiples of {divisible}, no power of two")
         scratch, shared = _count(item, "scratch", 0), _count(item, "shared", 0)
-        file = _hashed(path, item)
-        found.append(Variant(divisible, file, item["sha256"], str(item["symbol"]), threads, scratch, shared))
+        dependent = item["dependent"]
+        if type(dependent) is not bool or (dependent and about.backend != "cuda"):
+            raise ValueError(f"kernel {kernel!r} has dependent {dependent!r} for {about.backend}")
+        file, symbol = _hashed(path, item), str(item["symbol"])
+        found.append(Variant(divisible, file, item["sha256"], symbol, threads, scratch, shared, dependent))
     assumed = [variant.divisible for variant in found]
     if not found or assumed != sorted(assumed, reverse=True):
         raise ValueError(f"kernel {kernel!r} has variants for multiples of {assumed or 'nothing'}, not best first")

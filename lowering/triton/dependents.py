@@ -8,6 +8,7 @@ that runs, even before its wait, runs behind the end of everything but the launc
 from __future__ import annotations
 
 import triton
+import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 FIRST_ARCHITECTURE = 90
@@ -21,21 +22,21 @@ def overlaps(target):
 
 
 @triton.jit
-def wait(TARGET: triton.language.constexpr):
+def wait(TARGET: tl.constexpr):
     """Stay until the launches before this one have ended and what they wrote is visible."""
     if overlaps(TARGET):
         gdc_wait()
 
 
 @triton.jit
-def release(TARGET: triton.language.constexpr):
+def release(TARGET: tl.constexpr):
     """Let the next launch begin, as far as this program is concerned."""
     if overlaps(TARGET):
         gdc_launch_dependents()
 
 
 @triton.jit
-def follow(TARGET: triton.language.constexpr):
+def follow(TARGET: tl.constexpr):
     """`wait` and `release`: how a kernel starts that reads nothing before."""
     wait(TARGET)
     release(TARGET)

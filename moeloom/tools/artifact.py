@@ -49,6 +49,12 @@ def load_options(function: Callable) -> Callable:
             help="Where to run: cpu, cuda, cuda:N, or auto, the GPU where some code of the artifact runs on it.",
         ),
         click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads (default: every CPU it may use)."),
+        click.option(
+            "--overlap/--no-overlap",
+            default=True,
+            show_default=True,
+            help="Let launches begin while the one in front runs, on GPUs that can.",
+        ),
     ):
         function = option(function)
     return function

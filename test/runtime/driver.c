@@ -8,7 +8,7 @@
 #define NAME(cuda, hip) hip
 #endif
 enum { WIDTH = 8, WORDS = 8 };
-typedef struct { int64_t divisible, grid[3], block[3], shared, stream, words[WORDS], m, scratch; } Launch;
+typedef struct { int64_t divisible, grid[3], block[3], shared, stream, words[WORDS], m, scratch, early; } Launch;
 typedef struct { const char *image; char symbol[32]; } Function;
 Launch launches[64];
 int64_t launched, refuse, attribute, attribute_value, inits, contexts;
@@ -43,6 +43,20 @@ int NAME(cuLaunchKernel, hipModuleLaunchKernel)(Function *f, unsigned gx, unsign
     return 0;
 }
 #ifdef CUDA
+typedef struct { int id; char pad[4]; union { char pad[64]; int value; } value; } Attribute;
+typedef struct {
+    unsigned grid[3], block[3], shared;
+    void *stream;
+    Attribute *attributes;
+    unsigned count;
+} Config;
+int cuLaunchKernelEx(const Config *c, Function *f, void **params, void **extra) {
+    if (c->count != 1 || c->attributes[0].id != 6 || c->attributes[0].value.value != 1) return 1;
+    int code = cuLaunchKernel(f, c->grid[0], c->grid[1], c->grid[2], c->block[0], c->block[1], c->block[2], c->shared,
+        c->stream, params, extra);
+    if (!code) launches[launched - 1].early = 1;
+    return code;
+}
 int cuInit(unsigned flags) { inits++; return 0; }
 int cuDeviceGet(int *device, int index) { *device = index; return 0; }
 int cuDevicePrimaryCtxRetain(void **context, int device) { *context = (void *)(0x700000000 + device); return 0; }

@@ -41,6 +41,7 @@ class Recorded(ctypes.Structure):
         ("words", ctypes.c_int64 * MOST_WORDS),
         ("m", ctypes.c_int64),
         ("scratch", ctypes.c_int64),
+        ("early", ctypes.c_int64),
     )
 
 
@@ -146,7 +147,8 @@ def gpu_target(path: Path, manifest: dict, backend: str, name: str) -> dict:
             content = f"code {divisible} {kernel}".encode() + b"\0"
             (path / file).write_bytes(content)
             made = {"divisible": divisible, "file": file, "sha256": hashlib.sha256(content).hexdigest()}
-            variants.append(made | {"symbol": kernel, "threads": 4 * warp, "scratch": 2, "shared": shared})
+            made |= {"symbol": kernel, "threads": 4 * warp, "scratch": 2, "shared": shared}
+            variants.append(made | {"dependent": backend == "cuda"})
         kernels[kernel] = {"template": kernel, "params": {}, "arguments": list(arguments), "variants": variants}
     cpu = manifest["targets"]["cpu"]
     return {
@@ -207,6 +209,47 @@ def test_launches_by_the_abi(artifact: Callable, machine: Machine) -> None:
     if machine.backend == "cuda":
         assert (machine.number("attribute").value, machine.number("attribute_value").value) == (8, SHARED[16])
         assert machine.number("contexts").value > 0
+
+
+def early(machine: Machine) -> list[int]:
+    return [launch.early for launch in machine.launches()]
+
+
+def test_launches_overlap_behind_the_first(artifact: Callable, machine: Machine) -> None:
+    """Of a run: ATen is between the last launch and those before it."""
+    cuda = int(machine.backend == "cuda")
+    exe = load(artifact())
+    for m, wanted in ((3, [0, cuda, 0]), (3, [0, cuda, 0]), (5, [0, cuda, cuda, 0])):
+        exe(tokens(m))
+        assert early(machine) == wanted
+    machine.stream = Stream(0x600000000)
+    exe(tokens(3))
+    assert [(launch.early, launch.stream) for launch in machine.launches()] == [
+        (overlaps, 0x600000000) for overlaps in (0, cuda, 0)
+    ]
+    exe["b"].trace(tokens(3))
+    assert early(machine) == [0, 0, 0]
+    load(artifact(), overlap=False)(tokens(5))
+    assert early(machine) == [0, 0, 0, 0]
+
+
+def test_no_overlap_behind_nothing(artifact: Callable, machine: Machine) -> None:
+    """A launch without tiles is none."""
+
+    def skip_first(target: dict) -> None:
+        target["programs"]["block"]["steps"][0]["tiles"] = 0
+
+    load(artifact(skip_first))(tokens(5))
+    assert early(machine) == [0, int(machine.backend == "cuda"), 0]
+
+
+def test_code_that_does_not_wait_never_overlaps(artifact: Callable, machine: Machine) -> None:
+    def never_wait(target: dict) -> None:
+        for variant in target["kernels"]["add_one"]["variants"]:
+            variant["dependent"] = False
+
+    load(artifact(never_wait))(tokens(5))
+    assert early(machine) == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("where", ["pointer", "stride", "out"])
@@ -350,6 +393,8 @@ BREAKS: dict[str, tuple[Callable[[dict], object], str]] = {
     "divisible": (lambda t: t["kernels"]["add_one"]["variants"][0].update(divisible=12), "no power of two"),
     "threads": (lambda t: t["kernels"]["add_one"]["variants"][0].update(threads=100), "'add_one' has 100 threads"),
     "scratch": (lambda t: t["kernels"]["add_one"]["variants"][0].update(scratch=-1), "scratch is -1"),
+    "dependent": (lambda t: t["kernels"]["add_one"]["variants"][0].update(dependent=1), "has dependent 1 for"),
+    "no dependent": (lambda t: t["kernels"]["add_one"]["variants"][0].pop("dependent"), "lacks 'dependent'"),
     "no shared": (lambda t: t["kernels"]["add_one"]["variants"][0].pop("shared"), "lacks 'shared'"),
     "hash": (lambda t: t["kernels"]["add_one"]["variants"][0].update(sha256="0"), "does not match its hash"),
     "file": (lambda t: t["kernels"]["add_one"]["variants"][0].update(file="kernels/absent"), "lacks kernels/absent"),
