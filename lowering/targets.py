@@ -35,7 +35,7 @@ class Target:
     """One row of the target table.
 
     `layouts` holds the layouts of packed weights that the target has kernels for, the preferred one first, each with
-    its plans for few tokens, fewest first; `prefill` plans more tokens. `fused_rows` holds, for stages 1 and 2, the
+    its plans, fewest tokens first; `prefill` is for what is beyond them. `fused_rows` holds, for stages 1 and 2, the
     most routed rows M*k at which the fused quant + scale sort is not slower than the split pair. `sort_tokens` is the
     largest M whose token sort is one launch. `tiles` lists the sizes of the Triton templates, the first that matches
     counts. `architecture` is None for the CPU.
@@ -51,7 +51,8 @@ class Target:
 
     def plans(self, layout: Layout) -> list[Plan]:
         """All plans for weights of a layout, fewest tokens first, the last one for every M beyond."""
-        return [*self.layouts[layout], *([] if self.prefill is None else [self.prefill])]
+        plans = [*self.layouts[layout]]
+        return plans if self.prefill is None or plans[-1].rows == 0 else [*plans, self.prefill]
 
     @property
     def layout(self) -> Layout:
@@ -67,11 +68,16 @@ class Target:
         return next(tile.params for tile in self.tiles if tile.fits(template, facts))
 
 
-DECODE = (Plan(block=8, rows=5), Plan(block=16, rows=20))
-"""An expert's weights are read once a sort block: with n rows on average, spread at random, in blocks of 8 1.07 times
-where n = 5 and 1.41 times where n = 8, in blocks of 16 once and, where n = 20, 1.78 times. On an H200 blocks of 8 took
-639 us at n = 8 (M = 256, E = 128), the products for many tokens 1114 us from n = 16 on (docs/h200.md). Blocks of 16 are
-placed by these figures; they were not timed.
+STREAM = (
+    Plan(block=8, rows=5),
+    Plan(block=16, rows=11),
+    Plan(block=32, rows=26),
+    Plan(block=64, rows=66),
+    Plan(block=128),
+)
+"""An expert's weights are read, and widened, once a sort block: with n rows on average, spread at random, in blocks of
+8 1.07 times where n = 5 and 1.41 times where n = 8. `python benchmarks/prefill_products.py` on an H200 gives the
+products of gpt-oss-120b in blocks of 32, 64 and 128 rows (docs/h200.md); blocks of 16 and 8 are the decode kernels'.
 """
 REFERENCE_SWITCH = (2048, 8192)
 """The contract's switch (section 4), for GPUs that were not measured."""
@@ -108,7 +114,7 @@ TARGETS: dict[str, Target] = {
     "gfx942": _gpu("gfx942", tiles.GFX942, untimed=MFMA_STREAM),
     # The same on an H200, E = 128, blocks of 16 rows, H = 2880 and 7168 (docs/h200.md): the split pair has one launch
     # more, about 1.3 us. The fused kernel then had a tile for every padding row of a block; today's was not timed.
-    "sm_90": _gpu("sm_90", tiles.SM_90, fused_rows=(64, 128), stream={"stream": DECODE}),
+    "sm_90": _gpu("sm_90", tiles.SM_90, fused_rows=(64, 128), stream={"stream": STREAM}),
     "sm_80": _gpu("sm_80", tiles.SM_90),
     "sm_100": _gpu("sm_100", tiles.SM_90),
 }

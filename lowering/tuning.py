@@ -57,8 +57,9 @@ SPACES: dict[str, Space] = {
     "gfx942": CDNA,
     "sm_90": {
         **PORTABLE,
-        "gate_up": [*PRODUCTS, *each(**{CAP: (128, 168, UNCAPPED)})],
-        "down": [*PRODUCTS, *each(**{CAP: (128, 168, UNCAPPED)}, splits=(2, 3))],
+        # A step is a few chunks of a record; with fewer columns more programs have room for it.
+        **dict.fromkeys(("prefill_gate_up", "prefill_down"), each(ring=(2, 3, 4, 6), step=(64, 192, 320))),
+        "expand": each(groups=(8, 32, 64), num_warps=(4,)),
         # The ring is what a warp keeps in flight; fewer registers let more programs run on an SM.
         "decode_gate_up": each(ring=(3, 4, 5, 6, 7, 8, 10), **{CAP: (96, 128, 168)}),
         "decode_down": each(ring=(4, 5, 6, 7, 8, 10, 12), **{CAP: (96, 128, 168)}),

@@ -9,7 +9,10 @@ from moeloom.replay import Replay, Weight
 from moeloom.runtime.executable import Executable
 from moeloom.runtime.program import Launch
 
-EXPERT_TEMPLATES = ("gate_up", "decode_gate_up", "down", "decode_down", "experts_one_stage")
+EXPERT_TEMPLATES = (
+    *(f"{form}{product}" for form in ("", "decode_", "prefill_") for product in ("gate_up", "down")),
+    "experts_one_stage",
+)
 
 
 @dataclass(frozen=True)

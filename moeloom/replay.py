@@ -360,6 +360,8 @@ TEMPLATES: dict[str, Callable[[Params, list[Any]], Any]] = {
     "down": _down,
     "decode_gate_up": _gate_up,
     "decode_down": _down,
+    "prefill_gate_up": _gate_up,
+    "prefill_down": _down,
     "experts_one_stage": _experts_one_stage,
     "combine": _combine,
 }

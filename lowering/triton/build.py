@@ -16,7 +16,7 @@ from .architecture import ALIGNED, Architecture
 from .compile import CODE, FACTS
 from .templates import TEMPLATES
 
-COSTLY = ("gate_up", "down", "experts_one_stage")
+COSTLY = ("gate_up", "down", "experts_one_stage", "prefill_gate_up", "prefill_down")
 WORKER = "moeloom.lowering.triton.compile"
 
 

@@ -109,7 +109,7 @@ def decode_down_kernel(
                 sum_0, sum_8 = sum_0 + bias_0, sum_8 + bias_8
             if sorted_weights is not None:
                 sum_0, sum_8 = sum_0 * shares[token], sum_8 * shares[token]
-            _store(partial, sum_0, sum_8, entries[token], output, HIDDEN, TOPK)
+            store_pair(partial, sum_0, sum_8, entries[token], output, HIDDEN, TOPK)
         record, next_expert = following, later_expert
     shared._keep_alive()
 
@@ -122,7 +122,7 @@ def _own_output(unit, TILES: gl.constexpr):
 
 
 @gluon.jit
-def _store(out, value, value_8, entry, output, HIDDEN: gl.constexpr, TOPK: gl.constexpr):
+def store_pair(out, value, value_8, entry, output, HIDDEN: gl.constexpr, TOPK: gl.constexpr):
     """Two values a thread to columns `output` and `output` + 8 of row token*k+slot of `entry` of sorted_ids."""
     slot = entry.to(gl.uint32, bitcast=True) >> 24
     row = (entry & 0xFFFFFF).to(gl.int64) * TOPK + slot.to(gl.int64)

@@ -105,7 +105,7 @@ def decode_gate_up_kernel(
                 gate, up = gate * shares[token], up * shares[token]
             if bias is not None:
                 gate, up = gate + gate_bias, up + up_bias
-            _store(h, gated(gate, up, ACTIVATION, ALPHA, LIMIT), entries[token], output, INTERMEDIATE, TOPK)
+            store_gated(h, gated(gate, up, ACTIVATION, ALPHA, LIMIT), entries[token], output, INTERMEDIATE, TOPK)
         record, next_expert = following, later_expert
     shared._keep_alive()
 
@@ -118,7 +118,7 @@ def _own_output(unit, TILES: gl.constexpr):
 
 
 @gluon.jit
-def _store(h, values, entry, output, INTERMEDIATE: gl.constexpr, TOPK: gl.constexpr):
+def store_gated(h, values, entry, output, INTERMEDIATE: gl.constexpr, TOPK: gl.constexpr):
     """A value a thread to column `output` of row token*k+slot of `entry` of sorted_ids."""
     slot = entry.to(gl.uint32, bitcast=True) >> 24
     row = (entry & 0xFFFFFF).to(gl.int64) * TOPK + slot.to(gl.int64)

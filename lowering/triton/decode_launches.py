@@ -12,7 +12,7 @@ from moeloom.lowering import sizes
 from moeloom.lowering.function import FunctionLowering
 from moeloom.lowering.operands import Params, activation, element, layout, require_mx_codes, rows_of_stage, sorted_list
 from moeloom.lowering.packing import STREAM_WARPS
-from moeloom.lowering.triton.architecture import SIMDS
+from moeloom.lowering.triton.architecture import SIMDS, Architecture
 from moeloom.passes.base import PassError
 from moeloom.runtime.stream import MfmaStream, Stream
 
@@ -140,9 +140,15 @@ def _programs(lower: FunctionLowering, tile: Mapping[str, int], product: str, bl
     if lower.layout == "mfma_stream":
         return {"programs": architecture.processors * SIMDS * tile["waves"], "num_warps": 1}
     warps = STREAM_WARPS[product]
-    by_registers = architecture.registers // (tile["maxnreg"] * warps * architecture.warp_size)
-    by_shared = _programs_by_shared(lower, block, columns)
-    return {"programs": architecture.processors * min(by_registers, by_shared), "num_warps": warps}
+    resident = min(
+        programs_by_registers(architecture, tile["maxnreg"], warps), _programs_by_shared(lower, block, columns)
+    )
+    return {"programs": architecture.processors * resident, "num_warps": warps}
+
+
+def programs_by_registers(architecture: Architecture, maxnreg: int, warps: int) -> int:
+    """How many programs of so many warps an SM holds, a thread of which has `maxnreg` registers."""
+    return architecture.registers // (maxnreg * warps * architecture.warp_size)
 
 
 def activations(op) -> list[ir.Value]:

@@ -13,10 +13,9 @@ import triton.language as tl
 from .dependents import follow
 from .mfma_weight import expert_bytes
 from .numbers import GROUP
-from .product_params import OPTIONAL, absent, product_arguments, product_constants, stream_constants
+from .product_params import OPTIONAL, absent, product_arguments, product_constants, weights
 from .products import F4, by_lanes, load_codes, load_scales, load_x, load_x_scales, multiply, scales_ahead
 from .scales import source_rows
-from .stream_weight import stream_sums
 from .template import POINTERS, Params, Template
 
 
@@ -41,7 +40,6 @@ def down_kernel(
     BLOCK_K: tl.constexpr,
     SPLITS: tl.constexpr,
     WEIGHTS: tl.constexpr,
-    STREAM_WARPS: tl.constexpr,
     X: tl.constexpr,
     LAYOUT: tl.constexpr,
     TARGET: tl.constexpr,
@@ -62,16 +60,10 @@ def down_kernel(
     span: tl.constexpr = ((INTERMEDIATE + BLOCK_K - 1) // BLOCK_K + SPLITS - 1) // SPLITS * BLOCK_K
     start = split * span
     stop = min(start + span, INTERMEDIATE)
-    if WEIGHTS == "stream":
-        sums = stream_sums(
-            weight, expert, tile % tiles * BLOCK_N, x_rows, live, x_scales, row, start, stop,
-            HIDDEN, INTERMEDIATE, BLOCK, BLOCK_N, BLOCK_K, STREAM_WARPS, X, LAYOUT, TARGET,
-        ).T  # fmt: skip
-    else:
-        sums = sums_of_rows(
-            x_rows, live, x_scales, row, weight, weight_scales, expert, outputs, present, start, stop,
-            HIDDEN, INTERMEDIATE, BLOCK, BLOCK_N, BLOCK_K, X, LAYOUT, TARGET, WEIGHTS,
-        )  # fmt: skip
+    sums = sums_of_rows(
+        x_rows, live, x_scales, row, weight, weight_scales, expert, outputs, present, start, stop,
+        HIDDEN, INTERMEDIATE, BLOCK, BLOCK_N, BLOCK_K, X, LAYOUT, TARGET, WEIGHTS,
+    )  # fmt: skip
     if bias is not None:
         biased = tl.where(split == 0, HIDDEN, 0)
         sums += tl.load(bias + expert * HIDDEN + outputs, mask=outputs < biased, other=0)[None, :]
@@ -137,7 +129,7 @@ def constants(params: Params) -> dict[str, Any]:
     return {
         **absent((*OPTIONAL, "weight_scales"), arguments(params)),
         **product_constants(params),
-        **stream_constants(params),
+        "WEIGHTS": weights(params),
         "SPLITS": params["splits"],
     }
 

@@ -20,11 +20,10 @@ from .product_params import (
     activation_constants,
     product_arguments,
     product_constants,
-    stream_constants,
+    weights,
 )
 from .products import by_lanes, load_codes, load_scales, load_x, load_x_scales, multiply, scale_width, scales_ahead
 from .scales import BLOCK_COLUMNS, BLOCK_ROWS, sorted_offset, source_rows, store_scales
-from .stream_weight import stream_sums
 from .template import POINTERS, Params, Template
 
 
@@ -56,7 +55,6 @@ def gate_up_kernel(
     LIMIT: tl.constexpr,
     REQUANTIZE: tl.constexpr,
     WEIGHTS: tl.constexpr,
-    STREAM_WARPS: tl.constexpr,
     TARGET: tl.constexpr,
 ):
     follow(TARGET)
@@ -70,7 +68,6 @@ def gate_up_kernel(
     values = activated(
         x + tokens * x_stride, live, x_scales, row, sorted_weights, weight, weight_scales, bias, expert, first,
         HIDDEN, INTERMEDIATE, BLOCK, BLOCK_N, BLOCK_K, X, LAYOUT, ACTIVATION, ALPHA, LIMIT, TARGET, WEIGHTS,
-        STREAM_WARPS,
     )  # fmt: skip
     rows, _ = source_rows(sorted_ids, row, used, BLOCK, 2, TOPK)
     if REQUANTIZE == "none":
@@ -105,25 +102,18 @@ def activated(
     LIMIT: tl.constexpr,
     TARGET: tl.constexpr,
     WEIGHTS: tl.constexpr = "row_major",
-    STREAM_WARPS: tl.constexpr = 0,
 ):
     """bf16 [BLOCK, BLOCK_N] of the sort block at `row`, outputs from `first`: act(x @ W1[expert].T, * routing, + bias).
 
-    0 where not `live` and past INTERMEDIATE. `expert` and `row` are i64. STREAM_WARPS: of sm_90's stream.
+    0 where not `live` and past INTERMEDIATE. `expert` and `row` are i64.
     """
     outputs = first + tl.arange(0, BLOCK_N)
     present = outputs < INTERMEDIATE
     ups = INTERMEDIATE + outputs
-    if WEIGHTS == "stream":
-        gate, up = gate_up_of_stream(
-            x_rows, live, x_scales, row, weight, expert, first,
-            HIDDEN, INTERMEDIATE, BLOCK, BLOCK_N, BLOCK_K, X, LAYOUT, STREAM_WARPS, TARGET,
-        )  # fmt: skip
-    else:
-        gate, up = gate_up_of_rows(
-            x_rows, live, x_scales, row, weight, weight_scales, expert, outputs, ups, present,
-            HIDDEN, INTERMEDIATE, BLOCK, BLOCK_N, BLOCK_K, X, LAYOUT, TARGET, WEIGHTS,
-        )  # fmt: skip
+    gate, up = gate_up_of_rows(
+        x_rows, live, x_scales, row, weight, weight_scales, expert, outputs, ups, present,
+        HIDDEN, INTERMEDIATE, BLOCK, BLOCK_N, BLOCK_K, X, LAYOUT, TARGET, WEIGHTS,
+    )  # fmt: skip
     if routing is not None:
         share = tl.load(routing + row + tl.arange(0, BLOCK))[:, None]
         gate, up = gate * share, up * share
@@ -191,35 +181,6 @@ def gate_up_of_rows(
 
 
 @triton.jit
-def gate_up_of_stream(
-    x_rows,
-    live,
-    x_scales,
-    row,
-    stream,
-    expert,
-    first,
-    HIDDEN: tl.constexpr,
-    INTERMEDIATE: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    X: tl.constexpr,
-    LAYOUT: tl.constexpr,
-    STREAM_WARPS: tl.constexpr,
-    TARGET: tl.constexpr,
-):
-    """The same of a stream: rows r and r + 8 of a fragment are gate and up, held by one thread."""
-    sums = stream_sums(
-        stream, expert, 2 * first, x_rows, live, x_scales, row, 0, HIDDEN,
-        2 * INTERMEDIATE, HIDDEN, BLOCK, 2 * BLOCK_N, BLOCK_K, STREAM_WARPS, X, LAYOUT, TARGET,
-    )  # fmt: skip
-    halves = tl.permute(tl.reshape(sums, [BLOCK_N // 8, 2, 8, BLOCK]), [0, 2, 3, 1])
-    gate, up = tl.split(tl.reshape(halves, [BLOCK_N, BLOCK, 2]))
-    return gate.T, up.T
-
-
-@triton.jit
 def requantise(values, MODE: tl.constexpr, TARGET: tl.constexpr):
     """Codes u8 [rows, columns/2] and scales u8 [rows, columns/32] of bf16 `values`."""
     ROWS: tl.constexpr = values.shape[0]
@@ -277,11 +238,11 @@ def constants(params: Params) -> dict[str, Any]:
         **absent((*OPTIONAL, "weight_scales", "h_scales"), arguments(params)),
         **product_constants(params),
         **activation_constants(params),
-        **stream_constants(params),
+        "WEIGHTS": weights(params),
         "REQUANTIZE": params["requantize"],
     }
 
 
 GATE_UP = Template(gate_up_kernel, arguments, constants)
 """Params: hidden, intermediate, topk, block, activation, alpha, limit, x, layout, has_bias, has_weights, requantize,
-weights, block_n (a multiple of 32), block_k (of 64); of a stream stream_warps."""
+weights, block_n (a multiple of 32), block_k (of 64)."""

@@ -29,7 +29,6 @@ from moeloom.lowering.operands import (
     sorted_list,
     sorted_shape,
 )
-from moeloom.lowering.packing import STREAM_WARPS
 from moeloom.lowering.triton.decode_launches import (
     activations,
     decode_down,
@@ -38,6 +37,7 @@ from moeloom.lowering.triton.decode_launches import (
     only_combined,
     partial,
 )
+from moeloom.lowering.triton.prefill_launches import prefill_down, prefill_gate_up
 from moeloom.passes.base import PassError
 
 
@@ -174,12 +174,14 @@ def _quant_sort(lower: FunctionLowering, op: moe.QuantSortOp) -> list[ir.Value]:
 def _gate_up(lower: FunctionLowering, op: moe.GateUpOp) -> list[ir.Value]:
     if decodes(lower, op):
         return decode_gate_up(lower, op)
+    if lower.layout == "stream":
+        return prefill_gate_up(lower, op)
     sort, rows = sort_of(op), moe.size(op.out, -1)
     params: Params = {
         "hidden": moe.size(op.x, -1),
         "intermediate": rows,
         **_product(lower, op, "gate_up"),
-        **_weights(lower, "gate_up"),
+        "weights": lower.layout,
         **activation(op),
         "has_bias": op.bias is not None,
         "has_weights": op.sorted_weights is not None,
@@ -193,12 +195,14 @@ def _gate_up(lower: FunctionLowering, op: moe.GateUpOp) -> list[ir.Value]:
 def _down(lower: FunctionLowering, op: moe.DownOp) -> list[ir.Value]:
     if decodes(lower, op):
         return decode_down(lower, op)
+    if lower.layout == "stream":
+        return prefill_down(lower, op)
     sort, columns, rows = sort_of(op), moe.size(op.x, -1), moe.size(op.out, -1)
     params: Params = {
         "hidden": rows,
         "intermediate": columns,
         **_product(lower, op, "down"),
-        **_weights(lower, "down"),
+        "weights": lower.layout,
         "has_bias": op.bias is not None,
         "has_weights": op.sorted_weights is not None,
     }
@@ -241,14 +245,8 @@ def _product(lower: FunctionLowering, op, template: str) -> Params:
         "block": op.block.value,
         "x": element(op.x),
         "layout": layout(op, op.x_scales) if quantised else "none",
-        **lower.target.tile(template, block=op.block.value, quantised=quantised, stream=lower.layout == "stream"),
+        **lower.target.tile(template, block=op.block.value, quantised=quantised),
     }
-
-
-def _weights(lower: FunctionLowering, product: str) -> Params:
-    """How the weights lie."""
-    form: Params = {"weights": lower.layout}
-    return {**form, "stream_warps": STREAM_WARPS[product]} if lower.layout == "stream" else form
 
 
 def _tiles(sort: SortSizes, outputs: int, params: Params) -> list[sizes.Expr]:

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from moeloom.lowering.workers import CompileError
-from moeloom.runtime.stream import CHUNK_COLUMNS
-
 from .template import Params
 
 OPTIONAL = ("x_scales", "sorted_weights", "bias")
@@ -43,18 +40,6 @@ def product_constants(params: Params) -> dict[str, Any]:
     """Sizes, tile and form of x."""
     names = ("hidden", "intermediate", "topk", "block", "block_n", "block_k", "x", "layout")
     return {name.upper(): params[name] for name in names}
-
-
-def stream_constants(params: Params) -> dict[str, Any]:
-    """The layout of weights, and the warps of sm_90's stream. CompileError for what that does not take."""
-    if weights(params) != "stream":
-        return {"WEIGHTS": weights(params), "STREAM_WARPS": 0}
-    if params["x"] == "f16" or params["block_k"] % CHUNK_COLUMNS:
-        raise CompileError(
-            f"a weight stream takes bf16 or MXFP4 rows and a multiple of {CHUNK_COLUMNS} as block_k, not "
-            f"{params['x']} and {params['block_k']}: choose these or weights row_major"
-        )
-    return {"WEIGHTS": "stream", "STREAM_WARPS": params["stream_warps"]}
 
 
 def activation_constants(params: Params) -> dict[str, Any]:

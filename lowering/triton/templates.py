@@ -8,8 +8,11 @@ from .decode_gate_up import DECODE_GATE_UP
 from .decode_mfma_down import DECODE_MFMA_DOWN
 from .decode_mfma_gate_up import DECODE_MFMA_GATE_UP
 from .down import DOWN
+from .expand import EXPAND
 from .gate_up import GATE_UP
 from .one_stage import EXPERTS_ONE_STAGE
+from .prefill_down import PREFILL_DOWN
+from .prefill_gate_up import PREFILL_GATE_UP
 from .quant import QUANT
 from .quant_sort import QUANT_SORT
 from .route import ROUTE
@@ -30,6 +33,9 @@ TEMPLATES: dict[str, Template] = {
     "down": DOWN,
     "decode_gate_up": DECODE_GATE_UP,
     "decode_down": DECODE_DOWN,
+    "expand": EXPAND,
+    "prefill_gate_up": PREFILL_GATE_UP,
+    "prefill_down": PREFILL_DOWN,
     "decode_mfma_gate_up": DECODE_MFMA_GATE_UP,
     "decode_mfma_down": DECODE_MFMA_DOWN,
     "experts_one_stage": EXPERTS_ONE_STAGE,

@@ -7,14 +7,15 @@ from typing import Any
 TILE_OF = {"sort_scatter": "sort_count"}
 """Templates that take the tile of another one."""
 FACTS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("gate_up", "down", "experts_one_stage"), ("block", "quantised", "stream")),
+    **dict.fromkeys(("gate_up", "down", "experts_one_stage"), ("block", "quantised")),
     **dict.fromkeys(("decode_gate_up", "decode_down"), ("block", "quantised")),
+    **dict.fromkeys(("prefill_gate_up", "prefill_down"), ("block",)),
     **dict.fromkeys(("decode_mfma_gate_up", "decode_mfma_down"), ("quantised",)),
     **dict.fromkeys(("route", "sort_tokens", "sort_count", "sort_scan"), ("experts",)),
-    **dict.fromkeys(("quant", "quant_sort", "sort_scales", "combine"), ()),
+    **dict.fromkeys(("quant", "quant_sort", "sort_scales", "expand", "combine"), ()),
 }
-"""What a tile may depend on, by template: rows of a sort block, whether x comes as MXFP4, whether weights are a stream,
-how many experts there are."""
+"""What a tile may depend on, by template: rows of a sort block, whether x comes as MXFP4, how many experts
+there are."""
 
 
 def facts(template: str, params: Mapping[str, Any]) -> dict[str, int | bool]:
@@ -22,7 +23,6 @@ def facts(template: str, params: Mapping[str, Any]) -> dict[str, int | bool]:
     known: dict[str, Any] = {
         "block": params.get("block"),
         "quantised": params.get("x") == "f4E2M1FN",
-        "stream": params.get("weights") == "stream",
         "experts": params.get("experts"),
     }
     return {name: known[name] for name in FACTS[template]}
@@ -52,6 +52,12 @@ def _products(quantised: bool, block: int, block_n: int, block_k: int, num_warps
     sizes = {"block_n": block_n, "block_k": block_k, "num_warps": num_warps, "num_stages": num_stages}
     when = {"quantised": quantised, "block": block}
     return [_tile("gate_up", when=when, **sizes), _tile("down", when=when, splits=1, **sizes)]
+
+
+def _prefill(when: Mapping = {}, **params: int) -> list[Tile]:
+    """Both prefill products of weight streams."""
+    sizes = {"steps": 4, "num_warps": 8, "maxnreg": 128, **params}
+    return [_tile(f"prefill_{product}", when=when, **sizes) for product in ("gate_up", "down")]
 
 
 A16_64 = {"quantised": False, "block": 64}
@@ -115,9 +121,10 @@ GFX942 = (
 )
 SM_90 = (
     *HOPPER,
-    # Two blocks of 8 warps an SM.
-    _tile("gate_up", block_n=64, block_k=64, num_warps=8, num_stages=3, maxnreg=128, when={"stream": True}),
-    _tile("down", block_n=128, block_k=128, num_warps=8, num_stages=3, maxnreg=128, splits=1, when={"stream": True}),
+    _tile("expand", groups=16, num_warps=8),
+    # Two programs of 8 warps an SM. x of 128 rows is held in steps of 64 columns: both programs then have room for it.
+    *_prefill(ring=3, step=64, when={"block": 128}),
+    *_prefill(ring=4, step=192),
     # With 16 rows a ring of 8 spills more.
     _tile("decode_gate_up", ring=6, maxnreg=128),
     _tile("decode_down", when={"block": 16}, ring=6, maxnreg=128),

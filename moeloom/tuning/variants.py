@@ -140,7 +140,7 @@ def _settings(target: Target, layout: Layout, kernels: Mapping[str, Mapping[str,
     """What the layer's launches depend on: plans, and on a GPU a tile for each kernel, told apart by its facts."""
     for number in range(len(target.layouts[layout])):
         yield Setting("plan", {"layout": layout, "number": number})
-    if target.prefill is not None:
+    if target.prefill is not None and target.prefill in target.plans(layout):
         yield Setting("prefill", {})
     found = []
     for kernel in kernels.values() if target.tiles else ():
