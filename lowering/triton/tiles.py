@@ -10,7 +10,7 @@ FACTS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("gate_up", "down", "experts_one_stage"), ("block", "quantised", "stream")),
     **dict.fromkeys(("decode_gate_up", "decode_down"), ("block", "quantised")),
     **dict.fromkeys(("decode_mfma_gate_up", "decode_mfma_down"), ("quantised",)),
-    **dict.fromkeys(("route", "sort_tokens", "sort_count", "sort_scan"), ("experts",)),
+    **dict.fromkeys(("route", "route_sort", "sort_tokens", "sort_count", "sort_scan"), ("experts",)),
     **dict.fromkeys(("quant", "quant_sort", "sort_scales", "combine"), ()),
 }
 """What a tile may depend on, by template: rows of a sort block, whether x comes as MXFP4, whether weights are a stream,
@@ -115,6 +115,8 @@ GFX942 = (
 )
 SM_90 = (
     *HOPPER,
+    # A warp a token. Not timed.
+    _tile("route_sort", rows=8, num_warps=8),
     # Two blocks of 8 warps an SM.
     _tile("gate_up", block_n=64, block_k=64, num_warps=8, num_stages=3, maxnreg=128, when={"stream": True}),
     _tile("down", block_n=128, block_k=128, num_warps=8, num_stages=3, maxnreg=128, splits=1, when={"stream": True}),
