@@ -14,8 +14,8 @@ from moeloom.dialects.rules import checked, one_of, require
 
 # How many operands (M included) and results an op of this dialect may have. IRDL binds a variadic operand to one type
 # for all its values, so values of different types need a slot each: optional operands, counted by the segment sizes.
-OPERANDS, RESULTS = 14, 5
-CHOICES = ("fusion", "sort", "tokens")
+OPERANDS, RESULTS = 14, 7
+CHOICES = ("fusion", "sort", "prologue", "tokens")
 
 
 def segments(used: int, slots: int) -> ir.DenseI32ArrayAttr:
@@ -78,7 +78,7 @@ class LaunchOp(Kernel.Operation, name="launch", traits=[ext.Pure]):
                  strided = array<i64: 0>, operandSegmentSizes = ..., resultSegmentSizes = ...}
                  : (index, tensor<?x2880xbf16>, ...) -> (...)
 
-    There are 14 operand and 5 result segments, 1 for each that is used and 0 for the rest.
+    There are 14 operand and 7 result segments, 1 for each that is used and 0 for the rest.
     """
 
     m: ext.Operand[ir.IndexType]
@@ -123,7 +123,8 @@ class AlternativesOp(Kernel.Operation, name="alternatives"):
                  {choice = "fusion", max_m = 512 : i64, reason = "..."} : (index) -> (...)
 
     `choice` says what is chosen: "fusion" (the fused quantiser or the split pair), "sort" (a token sort of one launch
-    or of several) or "tokens" (a plan for few or for many tokens). Each region is one block that ends in a kernel.yield
+    or of several), "prologue" (routing and token sort in one launch or in two) or "tokens" (a plan for few or for many
+    tokens). Each region is one block that ends in a kernel.yield
     of the results' types.
     """
 

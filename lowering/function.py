@@ -10,6 +10,7 @@ from moeloom.dialects import kernel, moe
 from moeloom.lowering import sizes
 from moeloom.lowering.operands import Params
 from moeloom.lowering.packing import Layout
+from moeloom.lowering.sink_routes import sink_routes
 from moeloom.lowering.targets import Target
 from moeloom.lowering.weight_arguments import WeightArguments
 from moeloom.passes.base import PassError
@@ -64,9 +65,12 @@ class FunctionLowering:
         self.function, self.target, self.fusion, self.layout = function, target, fusion, layout
         self.definitions, self.lowerings = definitions, lowerings
         self.weights = WeightArguments(function, layout)
+        self.made: list[tuple[ir.Operation, list[ir.Value]]] = []  # results of ops that another one's launch has too
 
     def lower(self) -> None:
         block = self.function.entry_block
+        if self.target.route_sort_tokens:
+            sink_routes(block)
         work = list(_moe_ops(block))
         if not work:
             return
@@ -163,6 +167,10 @@ class FunctionLowering:
         if self.fusion != "auto":
             return self.fusion == "fused"
         return _tokens_here()[0] <= self.target.fused_tokens(op.stage.value, op.topk.value)
+
+    def may_join(self) -> bool:
+        """Whether routing and token sort are one launch for some M that reaches the insertion point."""
+        return 0 < self.target.route_sort_tokens >= _tokens_here()[0]
 
     def switch(self, op: moe.QuantSortOp, fused: Callable[[], list], split: Callable[[], list]) -> list[ir.Value]:
         """The fused quant + scale sort, the split pair, or both with the target's threshold between them."""

@@ -96,9 +96,11 @@ def experts_of(op: moe.CombineOp) -> int:
     """E of the sort that read the same ids: combine leaves out the ids that the sort did."""
     if op.expert_map is not None:
         return moe.size(op.expert_map, 0)
-    for use in op.ids.uses:
-        if "moe.sort" in use.owner.attributes:
-            return list(use.owner.attributes["moe.sort"])[1]
+    # A launch of both makes the ids with the sorted list, else the sort is one of their readers.
+    makers = [] if isinstance(op.ids.owner, ir.Block) else [op.ids.owner]
+    for owner in (*makers, *(use.owner for use in op.ids.uses)):
+        if "moe.sort" in owner.attributes:
+            return list(owner.attributes["moe.sort"])[1]
     raise PassError(op, "the ids of 'moe.combine' must be those of a moe.sort_tokens in the same function")
 
 

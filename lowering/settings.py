@@ -22,6 +22,7 @@ class Setting:
     | a Triton template | any of its facts (`tiles.FACTS`) | all of its tile | a row of `Target.tiles` |
     | fusion | stage: 1 or 2 | rows | `Target.fused_rows` |
     | sort | | tokens | `Target.sort_tokens` |
+    | prologue | | tokens | `Target.route_sort_tokens` |
     | plan | layout, number: which of its plans | block, rows, stages | `Target.layouts` |
     | prefill | | block | `Target.prefill` |
     """
@@ -33,6 +34,8 @@ class Setting:
 
 WHEN = {"fusion": ("stage",), "plan": ("layout", "number")}
 """What tells the rows of a setting apart that is no template's."""
+GPU_SETTINGS = ("prefill", "prologue", "sort")
+"""Settings of the targets that have a plan for many tokens."""
 CAP = "maxnreg"
 """A param that every tile may have: the most registers of a thread."""
 
@@ -46,7 +49,10 @@ def in_force(target: Target, what: str, when: Mapping[str, Any]) -> dict[str, in
             raise SettingError(_unknown(target, what, unknown, FACTS[what]))
         exact = next((row for row in rows if row.fits(what, _every(what, when))), None)
         return dict((exact or rows[0]).params)
-    known: dict[tuple, dict[str, int]] = {("sort",): {"tokens": target.sort_tokens}}
+    known: dict[tuple, dict[str, int]] = {
+        ("sort",): {"tokens": target.sort_tokens},
+        ("prologue",): {"tokens": target.route_sort_tokens},
+    }
     known |= {("fusion", stage): {"rows": rows} for stage, rows in enumerate(target.fused_rows, 1)}
     for layout, plans in target.layouts.items():
         for number, plan in enumerate(plans):
@@ -71,7 +77,7 @@ def _unknown(target: Target, what: str, found: Sequence[str], known: Sequence[st
     about = f"{what} may depend on {', '.join(map(str, known)) or 'nothing'}; " if what in tiles else ""
     return (
         f"target {target.name} has no setting {what!r}{where}: {about}"
-        f"it has fusion, plan{', prefill, sort' if target.prefill else ''}{''.join(f', {name}' for name in tiles)}"
+        f"it has {', '.join(['fusion', 'plan', *(GPU_SETTINGS if target.prefill else ()), *tiles])}"
     )
 
 
@@ -89,6 +95,8 @@ def apply(target: Target, settings: Iterable[Setting]) -> Target:
             target = replace(target, fused_rows=(rows[0], rows[1]))
         elif setting.what == "sort":
             target = replace(target, sort_tokens=given["tokens"])
+        elif setting.what == "prologue":
+            target = replace(target, route_sort_tokens=given["tokens"])
         elif setting.what == "plan":
             layout: Layout = setting.when["layout"]
             plans = list(target.layouts[layout])
@@ -116,7 +124,7 @@ def check(target: Target, setting: Setting) -> None:
         may = f"; it may also have {', '.join(sorted(optional))}" if optional else ""
         raise SettingError(f"{setting.what} has params {listed}; it takes {', '.join(sorted(known - optional))}{may}")
     for name, value in setting.params.items():
-        least = 0 if name in ("rows", "tokens") and setting.what in ("fusion", "sort", "plan") else 1
+        least = 0 if name in ("rows", "tokens") and setting.what in ("fusion", "sort", "prologue", "plan") else 1
         allowed = get_args(Block) if name == "block" else (1, 2) if name == "stages" else ()
         if type(value) is not int or value < least or (allowed and value not in allowed):
             wanted = f"one of {', '.join(map(str, allowed))}" if allowed else f"a whole number from {least}"

@@ -16,7 +16,7 @@ from moeloom.runtime.pack import unpack_expert, unpack_expert_stream
 from moeloom.runtime.program import Aten, Launch, Program
 
 Params = Mapping[str, Any]
-SORTS = ("sort_tokens", "sort_scatter")
+SORTS = ("sort_tokens", "sort_scatter", "route_sort")
 """Templates that make the lists of a token sort."""
 MX = "f4E2M1FN"
 """The element of activations that come as codes and scales."""
@@ -59,7 +59,8 @@ class Replay:
         self._steps(steps[: sorts[-1] + 1], values)
         sort = steps[sorts[-1]]
         assert isinstance(sort, Launch)
-        sorted_ids, _, expert_ids, num_valid = (values[result] for result in sort.results[:4])
+        lists = sort.results[2:] if self._template(sort) == "route_sort" else sort.results
+        sorted_ids, _, expert_ids, num_valid = (values[result] for result in lists[:4])
         params = self.kernels[sort.kernel]["params"]
         rows = reference.source_rows(sorted_ids, num_valid, 2, params["topk"])
         owner = expert_ids[: len(rows) // params["block"]].repeat_interleave(params["block"])
@@ -188,6 +189,13 @@ def _sort_tokens(params: Params, operands: list[Any]) -> tuple[Tensor, ...]:
     slot_rows = torch.full((ids.numel(),), -1, dtype=torch.int32, device=ids.device)
     slot_rows[rows[rows >= 0]] = torch.arange(len(rows), dtype=torch.int32, device=ids.device)[rows >= 0]
     return *lists, slot_rows.view(ids.shape)
+
+
+def _route_sort(params: Params, operands: list[Any]) -> tuple[Tensor, ...]:
+    weights, ids = _route(params, operands)
+    count = operands[-1:] if params["counted"] else []
+    sort = {**params, "map": "none", "has_num_tokens": params["counted"]}
+    return weights, ids, *_sort_tokens(sort, [ids, weights, *count])
 
 
 def _sort_scatter(params: Params, operands: list[Any]) -> tuple[Tensor, ...]:
@@ -348,6 +356,7 @@ def _combine(params: Params, operands: list[Any]) -> Tensor:
 
 TEMPLATES: dict[str, Callable[[Params, list[Any]], Any]] = {
     "route": _route,
+    "route_sort": _route_sort,
     "sort_tokens": _sort_tokens,
     "sort_count": lambda params, operands: (None,),
     "sort_scan": lambda params, operands: (None, None),

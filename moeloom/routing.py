@@ -103,7 +103,7 @@ def router_of(executable: Executable, name: str) -> Router:
     weights = {weight.value: executable.weights[prefix + weight.name] for weight in program.weights}
     xs = [wanted.value for wanted in program.inputs if wanted.name == "x"]
     for route in steps:
-        if not (isinstance(route, Launch) and kernels[route.kernel]["template"] == "route"):
+        if not (isinstance(route, Launch) and kernels[route.kernel]["template"] in ("route", "route_sort")):
             continue
         params = kernels[route.kernel]["params"]
         if params["has_bias"] or params["groups"] != 1:

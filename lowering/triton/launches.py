@@ -13,19 +13,15 @@ from moeloom.lowering.operands import (
     combine_operands,
     element,
     layout,
-    mark_sort,
     placement,
     require_block,
     require_mx_codes,
     require_mx_scales,
     require_per_1x32,
-    route_operands,
     row_tiles,
     rows_of,
     rows_of_stage,
     sort_of,
-    sort_params,
-    sort_results,
     sorted_list,
     sorted_shape,
 )
@@ -38,62 +34,8 @@ from moeloom.lowering.triton.decode_launches import (
     partial,
 )
 from moeloom.lowering.triton.prefill_launches import prefill_down, prefill_gate_up
+from moeloom.lowering.triton.prologue_launches import lower_route, lower_sort
 from moeloom.passes.base import PassError
-
-
-def _route(lower: FunctionLowering, op: moe.RouteOp) -> list[ir.Value]:
-    params, operands = route_operands(op)
-    params |= lower.target.tile("route", experts=params["experts"])
-    shape = (sizes.tokens(), op.topk.value)
-    results = [(op.weights.type, shape), (op.ids.type, shape)]
-    tiles = [sizes.ceildiv(sizes.tokens(), params["rows"])]
-    return lower.launch("route", params, operands, results, tiles, strided=[0])
-
-
-def _sort_tokens(lower: FunctionLowering, op: moe.SortTokensOp) -> list[ir.Value]:
-    """One launch for few tokens, three that spread over the device for many."""
-    params, sort = sort_params(op)
-    limit = lower.target.sort_tokens
-    # The fused quantiser asks where each slot went.
-    readers = [use.owner.opview for use in op.sorted_ids.uses]
-    params["has_slot_rows"] = any(isinstance(r, moe.QuantSortOp) and lower.may_fuse(r) for r in readers)
-    slot_rows = [_slot_rows(sort)] if params["has_slot_rows"] else []
-    lists = [*sort_results(op, sort), *slot_rows]
-
-    def marked(results: list[ir.Value]) -> list[ir.Value]:
-        mark_sort(results[0].owner, sort)
-        return results
-
-    def single() -> list[ir.Value]:
-        tile = lower.target.tile("sort_tokens", experts=sort.experts)
-        return marked(lower.launch("sort_tokens", {**params, **tile}, list(op.operands), lists, [sort.experts]))
-
-    def phases() -> list[ir.Value]:
-        many = {**params, **lower.target.tile("sort_count", experts=sort.experts)}
-        chunks = sizes.ceildiv(sizes.tokens(), many["rows"])
-        i32 = ir.IntegerType.get_signless(32)
-        table = ir.RankedTensorType.get([sort.experts, ir.ShapedType.get_dynamic_size()], i32)
-        totals = ir.RankedTensorType.get([sort.experts], i32)
-        wide = (table, (sort.experts, chunks))
-        who = list(op.operands)
-        counting = {name: value for name, value in many.items() if name != "has_slot_rows"}
-        (counts,) = lower.launch("sort_count", counting, [who[0], *who[2:]], [wide], [chunks])
-        scan = {"experts": sort.experts, **lower.target.tile("sort_scan", experts=sort.experts), "rows": many["rows"]}
-        starts, total = lower.launch("sort_scan", scan, [counts], [wide, (totals, (sort.experts,))], [sort.experts])
-        operands = [*who[:2], starts, total, *who[2:]]
-        grid = [chunks * sort.experts]
-        return marked(lower.launch("sort_scatter", many, operands, lists, grid))
-
-    types = [kind for kind, _ in lists]
-    why = f"token sort in one launch up to {limit} tokens on {lower.target.name}"
-    return marked(lower.alternatives("sort", limit, why, types, (single, phases)))[: len(op.results)]
-
-
-def _slot_rows(sort: SortSizes) -> tuple[ir.Type, tuple[sizes.Expr, ...]]:
-    """i32 [M, k], the sorted row of each slot: a result of the token sort behind those of moe.sort_tokens."""
-    i32 = ir.IntegerType.get_signless(32)
-    kind = ir.RankedTensorType.get([ir.ShapedType.get_dynamic_size(), sort.topk], i32)
-    return kind, (sizes.tokens(), sort.topk)
 
 
 def _quant(lower: FunctionLowering, op: moe.QuantOp) -> list[ir.Value]:
@@ -262,8 +204,8 @@ def _combine(lower: FunctionLowering, op: moe.CombineOp) -> list[ir.Value]:
 
 
 LOWERINGS: Lowerings = {
-    moe.RouteOp: _route,
-    moe.SortTokensOp: _sort_tokens,
+    moe.RouteOp: lower_route,
+    moe.SortTokensOp: lower_sort,
     moe.QuantOp: _quant,
     moe.SortScalesOp: _sort_scales,
     moe.QuantSortOp: _quant_sort,

@@ -63,6 +63,15 @@ def _take_largest(keys, columns):
 
 
 @triton.jit
+def total_of(values):
+    """The sum of each row of `values` [rows, a power of two], neighbours first: the same bits in any layout."""
+    if values.shape[1] == 1:
+        return values
+    else:
+        return total_of(tl.sum(tl.reshape(values, [values.shape[0], values.shape[1] // 2, 2]), 2))
+
+
+@triton.jit
 def _score(x, largest, total, SCORE: tl.constexpr):
     """The scores of logits `x`, given their row's largest and the sum of exp(row - largest)."""
     score = tl.div_rn(1.0, _exp(-x) + 1.0) if SCORE == "sigmoid" else tl.div_rn(_exp(x - largest), total)
@@ -90,15 +99,12 @@ def _outside_top_groups(members, GROUPS: tl.constexpr, GROUP_SIZE: tl.constexpr,
 
 
 @triton.jit
-def route_kernel(
+def routed(
     logits,
     stride,
     correction_bias,
-    num_tokens,
-    weights,
-    ids,
+    token,
     M,
-    TARGET: tl.constexpr,
     EXPERTS: tl.constexpr,
     TOPK: tl.constexpr,
     SCORE: tl.constexpr,
@@ -106,21 +112,20 @@ def route_kernel(
     SCALE: tl.constexpr,
     GROUPS: tl.constexpr,
     TOP_GROUPS: tl.constexpr,
-    ROWS: tl.constexpr,
 ):
-    """A tile is ROWS tokens. What a combination of options does not use, the compiler drops."""
-    follow(TARGET)
+    """Experts i32 and weights f32 of tokens `token`, [rows, k padded to a power of two]. What a combination of options
+    does not use, the compiler drops."""
+    ROWS: tl.constexpr = token.shape[0]
     GROUP_SIZE: tl.constexpr = EXPERTS // GROUPS
     groups: tl.constexpr = triton.next_power_of_2(GROUPS)
     size: tl.constexpr = triton.next_power_of_2(GROUP_SIZE)
-    token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row = logits + tl.minimum(token, M - 1).to(tl.int64)[:, None] * stride
     column = tl.arange(0, groups * size)
     expert = column // size * GROUP_SIZE + column % size
     exists = (column // size < GROUPS) & (column % size < GROUP_SIZE)
     x = tl.load(row + expert[None, :], mask=exists[None, :], other=float("-inf")).to(tl.float32)
     largest = tl.max(x, 1)[:, None]
-    total = tl.sum(_exp(x - largest), 1)[:, None]
+    total = total_of(_exp(x - largest))
 
     # Without a bias the order of the scores is that of the logits, which rounding cannot disturb.
     choice = x
@@ -145,30 +150,75 @@ def route_kernel(
     x = tl.load(row + chosen, mask=used, other=float("-inf")).to(tl.float32)
     if SCORE == "softmax_after_topk":
         largest = tl.max(x, 1)[:, None]
-        total = tl.sum(_exp(x - largest), 1)[:, None]
+        total = total_of(_exp(x - largest))
     weight = tl.where(used, _score(x, largest, total, SCORE), 0.0)
     if RENORMALISE:
-        total = tl.sum(weight, 1)[:, None]
+        total = total_of(weight)
         weight = tl.div_rn(weight, tl.where(total < _SMALLEST_NORMAL, _SMALLEST_NORMAL, total))
+    return chosen, weight * SCALE
+
+
+@triton.jit
+def store_routing(weights, ids, token, chosen, weight, live, M, TOPK: tl.constexpr):
+    """What `routed` gave of tokens `token`; id -1 and weight 0 from `live` on."""
+    slot = tl.arange(0, chosen.shape[1])[None, :]
     out = token.to(tl.int64)[:, None] * TOPK + slot
-    live = (token < live_tokens(num_tokens, M))[:, None]
-    written = (token < M)[:, None] & used
-    tl.store(weights + out, tl.where(live, weight * SCALE, 0.0), mask=written)
-    tl.store(ids + out, tl.where(live, chosen, -1), mask=written)
+    is_live = (token < live)[:, None]
+    written = (token < M)[:, None] & (slot < TOPK)
+    tl.store(weights + out, tl.where(is_live, weight, 0.0), mask=written)
+    tl.store(ids + out, tl.where(is_live, chosen, -1), mask=written)
 
 
-def _arguments(params: Params) -> list[tuple[str, str]]:
+@triton.jit
+def route_kernel(
+    logits,
+    stride,
+    correction_bias,
+    num_tokens,
+    weights,
+    ids,
+    M,
+    TARGET: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    TOPK: tl.constexpr,
+    SCORE: tl.constexpr,
+    RENORMALISE: tl.constexpr,
+    SCALE: tl.constexpr,
+    GROUPS: tl.constexpr,
+    TOP_GROUPS: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """A tile is ROWS tokens."""
+    follow(TARGET)
+    token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    chosen, weight = routed(
+        logits, stride, correction_bias, token, M,
+        EXPERTS, TOPK, SCORE, RENORMALISE, SCALE, GROUPS, TOP_GROUPS,
+    )  # fmt: skip
+    store_routing(weights, ids, token, chosen, weight, live_tokens(num_tokens, M), M, TOPK)
+
+
+ROUTED = [("weights", "*fp32"), ("ids", "*i32")]
+
+
+def router_arguments(params: Params) -> list[tuple[str, str]]:
+    """The operands: logits, [correction_bias], [num_tokens]."""
     bias = [("correction_bias", "*fp32")] if params["has_bias"] else []
     count = [("num_tokens", "*i32")] if params["has_num_tokens"] else []
     logits = [("logits", POINTERS[params["logits"]]), ("stride", "i64")]
-    return [*logits, *bias, *count, ("weights", "*fp32"), ("ids", "*i32")]
+    return [*logits, *bias, *count]
 
 
-def _constants(params: Params) -> dict[str, object]:
-    given = dict(_arguments(params))
+def _arguments(params: Params) -> list[tuple[str, str]]:
+    return [*router_arguments(params), *ROUTED]
+
+
+def router_constants(params: Params) -> dict[str, object]:
+    """The router and ROWS."""
+    given = dict(router_arguments(params))
     absent = {name: None for name in ("correction_bias", "num_tokens") if name not in given}
     names = ("experts", "topk", "score", "renormalise", "scale", "groups", "top_groups", "rows")
     return {name.upper(): params[name] for name in names} | absent
 
 
-ROUTE = Template(route_kernel, _arguments, _constants)
+ROUTE = Template(route_kernel, _arguments, router_constants)

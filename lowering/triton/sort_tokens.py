@@ -35,7 +35,7 @@ def _chunk(
 
 
 @triton.jit
-def _first_row(rows, expert, BLOCK: tl.constexpr):
+def first_row(rows, expert, BLOCK: tl.constexpr):
     """Where the list of `expert` starts, from the i32 `rows` of every expert: each fills up its last block."""
     padded = (rows + (BLOCK - 1)) // BLOCK * BLOCK
     return tl.sum(tl.where(tl.arange(0, rows.shape[0]) < expert, padded, 0))
@@ -52,7 +52,7 @@ def _local_id(expert, expert_map, EXPERTS: tl.constexpr, MAP: tl.constexpr):
 
 
 @triton.jit
-def _write_blocks(
+def write_blocks(
     sorted_ids, sorted_weights, expert_ids, start, rows, expert, live, TOPK: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Name the expert of its blocks and pad the last one; the slots' own entries lie before and are not touched."""
@@ -67,25 +67,26 @@ def _write_blocks(
 
 
 @triton.jit
-def _write_num_valid(num_valid, rows, live, EXPERTS: tl.constexpr, BLOCK: tl.constexpr):
-    tl.store(num_valid, _first_row(rows, EXPERTS, BLOCK))
+def write_num_valid(num_valid, rows, live, EXPERTS: tl.constexpr, BLOCK: tl.constexpr):
+    tl.store(num_valid, first_row(rows, EXPERTS, BLOCK))
     tl.store(num_valid + 1, live)
 
 
 @triton.jit
-def _write_slots(sorted_ids, sorted_weights, slot_rows, weights, token, slot, here, start, TOPK: tl.constexpr):
-    """Write the slots of a chunk that are `here`, from entry `start` on; the entry after them."""
+def write_slots(sorted_ids, sorted_weights, slot_rows, shares, token, slot, here, start, TOPK: tl.constexpr):
+    """Write the slots of a chunk that are `here`, of routing weights `shares`, from entry `start` on; the entry after
+    them."""
     count = here.to(tl.int32)
     entry = start + tl.cumsum(count) - count
     tl.store(sorted_ids + entry, (slot << 24) | token, mask=here)
-    tl.store(sorted_weights + entry, tl.load(weights + token * TOPK + slot, mask=here), mask=here)
+    tl.store(sorted_weights + entry, shares, mask=here)
     if slot_rows is not None:
         tl.store(slot_rows + token * TOPK + slot, entry, mask=here)
     return start + tl.sum(count)
 
 
 @triton.jit
-def _write_rowless(slot_rows, token, slot, owner, live, TOPK: tl.constexpr):
+def write_rowless(slot_rows, token, slot, owner, live, TOPK: tl.constexpr):
     """Mark the slots of a chunk that have no expert."""
     rowless = (owner < 0) & (token < live) & (slot < TOPK)
     tl.store(slot_rows + token * TOPK + slot, tl.full(slot.shape, -1, tl.int32), mask=rowless)
@@ -120,19 +121,20 @@ def sort_tokens_kernel(
         token, slot, owner = _chunk(ids, first, live, expert_map, EXPERTS, TOPK, MAP, ROWS)
         rows += tl.histogram(owner, bins, mask=owner >= 0)
         if slot_rows is not None and expert == 0:
-            _write_rowless(slot_rows, token, slot, owner, live, TOPK)
+            write_rowless(slot_rows, token, slot, owner, live, TOPK)
     if expert == 0:
-        _write_num_valid(num_valid, rows, live, EXPERTS, BLOCK)
+        write_num_valid(num_valid, rows, live, EXPERTS, BLOCK)
     mine = tl.sum(tl.where(tl.arange(0, bins) == expert, rows, 0))
     if mine == 0:
         return
-    start = _first_row(rows, expert, BLOCK)
+    start = first_row(rows, expert, BLOCK)
     local = _local_id(expert, expert_map, EXPERTS, MAP)
-    _write_blocks(sorted_ids, sorted_weights, expert_ids, start, mine, local, live, TOPK, BLOCK)
+    write_blocks(sorted_ids, sorted_weights, expert_ids, start, mine, local, live, TOPK, BLOCK)
     for first in range(0, live, ROWS):
         token, slot, owner = _chunk(ids, first, live, expert_map, EXPERTS, TOPK, MAP, ROWS)
         here = owner == expert
-        start = _write_slots(sorted_ids, sorted_weights, slot_rows, weights, token, slot, here, start, TOPK)
+        shares = tl.load(weights + token * TOPK + slot, mask=here)
+        start = write_slots(sorted_ids, sorted_weights, slot_rows, shares, token, slot, here, start, TOPK)
 
 
 @triton.jit
@@ -201,19 +203,21 @@ def sort_scatter_kernel(
     e = tl.arange(0, triton.next_power_of_2(EXPERTS))
     rows = tl.load(totals + e, mask=e < EXPERTS, other=0)
     if tl.program_id(0) == 0:
-        _write_num_valid(num_valid, rows, live, EXPERTS, BLOCK)
+        write_num_valid(num_valid, rows, live, EXPERTS, BLOCK)
     token, slot, owner = _chunk(ids, chunk * ROWS, live, expert_map, EXPERTS, TOPK, MAP, ROWS)
     if slot_rows is not None and expert == 0:
-        _write_rowless(slot_rows, token, slot, owner, live, TOPK)
+        write_rowless(slot_rows, token, slot, owner, live, TOPK)
     mine = tl.load(totals + expert)
     if mine == 0:
         return
-    start = _first_row(rows, expert, BLOCK)
+    start = first_row(rows, expert, BLOCK)
     if chunk == 0:
         local = _local_id(expert, expert_map, EXPERTS, MAP)
-        _write_blocks(sorted_ids, sorted_weights, expert_ids, start, mine, local, live, TOPK, BLOCK)
+        write_blocks(sorted_ids, sorted_weights, expert_ids, start, mine, local, live, TOPK, BLOCK)
     start += tl.load(starts + expert * chunks + chunk)
-    _write_slots(sorted_ids, sorted_weights, slot_rows, weights, token, slot, owner == expert, start, TOPK)
+    here = owner == expert
+    shares = tl.load(weights + token * TOPK + slot, mask=here)
+    write_slots(sorted_ids, sorted_weights, slot_rows, shares, token, slot, here, start, TOPK)
 
 
 _SORTED = [("sorted_ids", "*i32"), ("sorted_weights", "*fp32"), ("expert_ids", "*i32"), ("num_valid", "*i32")]
@@ -225,7 +229,7 @@ def _constants(params: Params) -> dict[str, object]:
     return optional_constants(params) | {"ROWS": params["rows"]}
 
 
-def _lists(params: Params) -> list[tuple[str, str]]:
+def lists(params: Params) -> list[tuple[str, str]]:
     """The results: the sorted list, and where it is asked for the sorted row of each slot, -1 for none."""
     return [*_SORTED, _SLOT_ROWS] if params["has_slot_rows"] else _SORTED
 
@@ -236,7 +240,7 @@ def _list_constants(params: Params) -> dict[str, object]:
 
 
 SORT_TOKENS = Template(
-    sort_tokens_kernel, lambda params: [*_SLOTS, *optional_operands(params), *_lists(params)], _list_constants
+    sort_tokens_kernel, lambda params: [*_SLOTS, *optional_operands(params), *lists(params)], _list_constants
 )
 SORT_COUNT = Template(
     sort_count_kernel, lambda params: [("ids", "*i32"), *optional_operands(params), ("counts", "*i32")], _constants
@@ -248,6 +252,6 @@ SORT_SCAN = Template(
 )
 SORT_SCATTER = Template(
     sort_scatter_kernel,
-    lambda params: [*_SLOTS, ("starts", "*i32"), ("totals", "*i32"), *optional_operands(params), *_lists(params)],
+    lambda params: [*_SLOTS, ("starts", "*i32"), ("totals", "*i32"), *optional_operands(params), *lists(params)],
     _list_constants,
 )

@@ -16,12 +16,14 @@ from .prefill_gate_up import PREFILL_GATE_UP
 from .quant import QUANT
 from .quant_sort import QUANT_SORT
 from .route import ROUTE
+from .route_sort import ROUTE_SORT
 from .scales import SORT_SCALES
 from .sort_tokens import SORT_COUNT, SORT_SCAN, SORT_SCATTER, SORT_TOKENS
 from .template import Template
 
 TEMPLATES: dict[str, Template] = {
     "route": ROUTE,
+    "route_sort": ROUTE_SORT,
     "sort_tokens": SORT_TOKENS,
     "sort_count": SORT_COUNT,
     "sort_scan": SORT_SCAN,

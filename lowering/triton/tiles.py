@@ -11,7 +11,7 @@ FACTS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("decode_gate_up", "decode_down"), ("block", "quantised")),
     **dict.fromkeys(("prefill_gate_up", "prefill_down"), ("block",)),
     **dict.fromkeys(("decode_mfma_gate_up", "decode_mfma_down"), ("quantised",)),
-    **dict.fromkeys(("route", "sort_tokens", "sort_count", "sort_scan"), ("experts",)),
+    **dict.fromkeys(("route", "route_sort", "sort_tokens", "sort_count", "sort_scan"), ("experts",)),
     **dict.fromkeys(("quant", "quant_sort", "sort_scales", "expand", "combine"), ()),
 }
 """What a tile may depend on, by template: rows of a sort block, whether x comes as MXFP4, how many experts
@@ -121,6 +121,8 @@ GFX942 = (
 )
 SM_90 = (
     *HOPPER,
+    # A warp a token. Not timed.
+    _tile("route_sort", rows=8, num_warps=8),
     _tile("expand", groups=16, num_warps=8),
     # Two programs of 8 warps an SM. x of 128 rows is held in steps of 64 columns: both programs then have room for it.
     *_prefill(ring=3, step=64, when={"block": 128}),

@@ -106,13 +106,21 @@ _elementwise("or", lambda a, b: a | b)
 _elementwise("xor", lambda a, b: a ^ b)
 _elementwise("not", lambda a: ~a)
 _elementwise("neg", lambda a: -a)
-_elementwise("abs", np.abs)
 _elementwise("sub", lambda a, b: a - b)
 _elementwise("rem", np.fmod)
 _elementwise("popc", np.bitwise_count)
 _elementwise("rcp", lambda a: np.float32(1) / a)
 _elementwise("ex2", np.exp2)
 _elementwise("lg2", np.log2)
+
+
+@rule("abs")
+def _abs(machine, parts, operands):
+    to, given = operands
+    if parts[-1] == "bf16x2":
+        machine.set(to, machine.value(given, np.uint32) & np.uint32(0x7FFF7FFF))
+    else:
+        machine.set(to, np.abs(machine.value(given, TYPES[parts[-1]])))
 
 
 @rule("add", "mul", "fma", "mad", "min", "max", "div")

@@ -13,7 +13,7 @@ _THREADS = re.compile(r"\.reqntid\s+(\d+)")
 _DECLARED = re.compile(r"([%\w$]+)(?:<(\d+)>)?")
 _OPERANDS = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s]+")
 _GUARD = re.compile(r"@(!?)(\S+)\s+(.*)", re.DOTALL)
-COLLECTIVE = ("shfl.", "redux.", "mma.", "ldmatrix.", "bar.warp.")
+COLLECTIVE = ("shfl.", "redux.", "mma.", "ldmatrix.", "stmatrix.", "bar.warp.")
 
 
 @dataclass(frozen=True)

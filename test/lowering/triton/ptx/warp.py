@@ -140,6 +140,19 @@ def _ldmatrix(machine, parts, operands):
             machine.registers[name][lanes] = rows.view(np.uint32)[LANE // 4, LANE % 4]
 
 
+@rule("stmatrix")
+def _stmatrix(machine, parts, operands):
+    """As ldmatrix, to memory: lane 4r + c has word c of row r of each matrix."""
+    assert "b16" in parts and "trans" not in parts
+    base, _, offset = (part.strip() for part in operands[0].strip("[] ").partition("+"))
+    address = machine.value(base, np.uint32).astype(np.int64) + int(offset or 0)
+    for warp in machine.warps("stmatrix"):
+        lanes = 32 * warp + LANE
+        for i, name in enumerate(listed(operands[1])):
+            rows = machine.value(name, np.uint32)[lanes].reshape(8, 4).view(np.uint8)
+            machine.shared.store(address[lanes[8 * i : 8 * i + 8]], rows, np.full(8, 32 * warp))
+
+
 @rule("mma")
 def _mma(machine, parts, operands):
     """m16n8k16 of bf16: a1 and a3 are 8 rows down, a2 and a3 8 columns right; b1 is 8 rows of K on."""

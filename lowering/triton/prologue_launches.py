@@ -1,0 +1,128 @@
+"""route and sort_tokens -> launches: one for both, or one and then one or three."""
+
+from collections.abc import Sequence
+
+from torch_mlir import ir
+
+from moeloom.dialects import moe
+from moeloom.lowering import sizes
+from moeloom.lowering.function import FunctionLowering, Results
+from moeloom.lowering.operands import Params, SortSizes, mark_sort, route_operands, sort_params, sort_results
+
+
+def lower_route(lower: FunctionLowering, op: moe.RouteOp) -> list[ir.Value]:
+    """Routing; for few tokens together with the token sort that reads it."""
+    sort = _sort_to_join(lower, op)
+    if sort is None:
+        return _route(lower, op)
+    own, lists = _lists(lower, sort)
+    shape = (sizes.tokens(), op.topk.value)
+    results: Results = [(op.weights.type, shape), (op.ids.type, shape), *lists]
+    limit = lower.target.route_sort_tokens
+
+    def joined() -> list[ir.Value]:
+        params, operands = route_operands(op)
+        params |= {"block": own["block"], "has_slot_rows": own["has_slot_rows"], "counted": own["has_num_tokens"]}
+        params |= lower.target.tile("route_sort", experts=params["experts"])
+        made = lower.launch("route_sort", params, operands, results, [params["experts"]], strided=[0])
+        return _marked(made, sort)
+
+    def apart() -> list[ir.Value]:
+        weights, ids = _route(lower, op)
+        lower.op = sort.operation.name
+        return [weights, ids, *_sort(lower, sort, [ids, weights, *list(sort.operands)[2:]])]
+
+    why = f"routing and token sort in one launch up to {limit} tokens on {lower.target.name}"
+    made = _marked(lower.alternatives("prologue", limit, why, [kind for kind, _ in results], (joined, apart)), sort)
+    lower.made.append((sort.operation, made[2:]))
+    return made[:2]
+
+
+def _sort_to_join(lower: FunctionLowering, op: moe.RouteOp) -> moe.SortTokensOp | None:
+    """The token sort that goes into the router's launch for some M: the only one that reads its results, beside it, of
+    all experts, and of the same tokens or of all."""
+    if not lower.may_join():
+        return None
+    sorts = [use.owner.opview for use in op.ids.uses if isinstance(use.owner.opview, moe.SortTokensOp)]
+    if len(sorts) != 1:
+        return None
+    (sort,) = sorts
+    joins = (
+        sort.operation.block == op.operation.block
+        and sort.weights == op.weights
+        and (sort.num_tokens is None or _same(sort.num_tokens, op.num_tokens))
+        and sort.expert_map is None
+        and sort.experts.value == moe.size(op.logits, -1)
+    )
+    return sort if joins else None
+
+
+def _same(one: ir.Value | None, other: ir.Value | None) -> bool:
+    """Whether both are one value, or both absent."""
+    return one is other if one is None or other is None else one == other
+
+
+def _route(lower: FunctionLowering, op: moe.RouteOp) -> list[ir.Value]:
+    params, operands = route_operands(op)
+    params |= lower.target.tile("route", experts=params["experts"])
+    shape = (sizes.tokens(), op.topk.value)
+    results = [(op.weights.type, shape), (op.ids.type, shape)]
+    tiles = [sizes.ceildiv(sizes.tokens(), params["rows"])]
+    return lower.launch("route", params, operands, results, tiles, strided=[0])
+
+
+def lower_sort(lower: FunctionLowering, op: moe.SortTokensOp) -> list[ir.Value]:
+    """The token sort, unless its router's launch has it."""
+    made = next((results for joined, results in lower.made if joined == op.operation), None)
+    return (_sort(lower, op, list(op.operands)) if made is None else made)[: len(op.results)]
+
+
+def _lists(lower: FunctionLowering, op: moe.SortTokensOp) -> tuple[Params, Results]:
+    """Params of a token sort and what it makes."""
+    params, sort = sort_params(op)
+    # The fused quantiser asks where each slot went.
+    readers = [use.owner.opview for use in op.sorted_ids.uses]
+    params["has_slot_rows"] = any(isinstance(r, moe.QuantSortOp) and lower.may_fuse(r) for r in readers)
+    slot_rows = [_slot_rows(sort)] if params["has_slot_rows"] else []
+    return params, [*sort_results(op, sort), *slot_rows]
+
+
+def _slot_rows(sort: SortSizes) -> tuple[ir.Type, tuple[sizes.Expr, ...]]:
+    """i32 [M, k], the sorted row of each slot: a result of the token sort behind those of moe.sort_tokens."""
+    i32 = ir.IntegerType.get_signless(32)
+    kind = ir.RankedTensorType.get([ir.ShapedType.get_dynamic_size(), sort.topk], i32)
+    return kind, (sizes.tokens(), sort.topk)
+
+
+def _marked(results: list[ir.Value], op: moe.SortTokensOp) -> list[ir.Value]:
+    mark_sort(results[0].owner, sort_params(op)[1])
+    return results
+
+
+def _sort(lower: FunctionLowering, op: moe.SortTokensOp, who: Sequence[ir.Value]) -> list[ir.Value]:
+    """One launch for few tokens, three that spread over the device for many. `who`: the op's operands."""
+    params, lists = _lists(lower, op)
+    experts = params["experts"]
+    limit = lower.target.sort_tokens
+
+    def single() -> list[ir.Value]:
+        tile = lower.target.tile("sort_tokens", experts=experts)
+        return _marked(lower.launch("sort_tokens", {**params, **tile}, who, lists, [experts]), op)
+
+    def phases() -> list[ir.Value]:
+        many = {**params, **lower.target.tile("sort_count", experts=experts)}
+        chunks = sizes.ceildiv(sizes.tokens(), many["rows"])
+        i32 = ir.IntegerType.get_signless(32)
+        table = ir.RankedTensorType.get([experts, ir.ShapedType.get_dynamic_size()], i32)
+        totals = ir.RankedTensorType.get([experts], i32)
+        wide = (table, (experts, chunks))
+        counting = {name: value for name, value in many.items() if name != "has_slot_rows"}
+        (counts,) = lower.launch("sort_count", counting, [who[0], *who[2:]], [wide], [chunks])
+        scan = {"experts": experts, **lower.target.tile("sort_scan", experts=experts), "rows": many["rows"]}
+        starts, total = lower.launch("sort_scan", scan, [counts], [wide, (totals, (experts,))], [experts])
+        operands = [*who[:2], starts, total, *who[2:]]
+        return _marked(lower.launch("sort_scatter", many, operands, lists, [chunks * experts]), op)
+
+    types = [kind for kind, _ in lists]
+    why = f"token sort in one launch up to {limit} tokens on {lower.target.name}"
+    return _marked(lower.alternatives("sort", limit, why, types, (single, phases)), op)
