@@ -73,7 +73,7 @@ STREAM = (
     Plan(block=8, rows=5),
     Plan(block=16, rows=11),
     Plan(block=32, rows=26),
-    Plan(block=64, rows=66),
+    Plan(block=64, rows=72),
     Plan(block=128),
 )
 """An expert's weights are read, and widened, once a sort block: with n rows on average, spread at random, in blocks of

@@ -116,7 +116,8 @@ def _sort(lower: FunctionLowering, op: moe.SortTokensOp, who: Sequence[ir.Value]
         table = ir.RankedTensorType.get([experts, ir.ShapedType.get_dynamic_size()], i32)
         totals = ir.RankedTensorType.get([experts], i32)
         wide = (table, (experts, chunks))
-        counting = {name: value for name, value in many.items() if name != "has_slot_rows"}
+        # Blocks are none of its business: one kernel counts for all plans.
+        counting = {name: value for name, value in many.items() if name not in ("has_slot_rows", "block")}
         (counts,) = lower.launch("sort_count", counting, [who[0], *who[2:]], [wide], [chunks])
         scan = {"experts": experts, **lower.target.tile("sort_scan", experts=experts), "rows": many["rows"]}
         starts, total = lower.launch("sort_scan", scan, [counts], [wide, (totals, (experts,))], [experts])

@@ -56,8 +56,7 @@ def _products(quantised: bool, block: int, block_n: int, block_k: int, num_warps
 
 def _prefill(when: Mapping = {}, **params: int) -> list[Tile]:
     """Both prefill products of weight streams."""
-    sizes = {"steps": 4, "num_warps": 8, "maxnreg": 128, **params}
-    return [_tile(f"prefill_{product}", when=when, **sizes) for product in ("gate_up", "down")]
+    return [_tile(f"prefill_{product}", when=when, steps=4, maxnreg=128, **params) for product in ("gate_up", "down")]
 
 
 A16_64 = {"quantised": False, "block": 64}
@@ -124,9 +123,11 @@ SM_90 = (
     # A warp a token. Not timed.
     _tile("route_sort", rows=8, num_warps=8),
     _tile("expand", groups=16, num_warps=8),
-    # Two programs of 8 warps an SM. x of 128 rows is held in steps of 64 columns: both programs then have room for it.
-    *_prefill(ring=3, step=64, when={"block": 128}),
-    *_prefill(ring=4, step=192),
+    # 16 warps an SM: of 64 rows all in one program, which then reads x half as often. Two programs of 128 rows have room
+    # for x in steps of 64 columns.
+    *_prefill(ring=3, step=192, num_warps=16, when={"block": 64}),
+    *_prefill(ring=3, step=64, num_warps=8, when={"block": 128}),
+    *_prefill(ring=4, step=192, num_warps=8),
     # With 16 rows a ring of 8 spills more.
     _tile("decode_gate_up", ring=6, maxnreg=128),
     _tile("decode_down", when={"block": 16}, ring=6, maxnreg=128),
