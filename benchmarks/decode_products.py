@@ -12,7 +12,7 @@ the routing names, at 4.57 TB/s.
 import ctypes
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -54,8 +54,12 @@ TIMED_SHAPES = ("gpt_oss", "gpt_oss_split", "gpt_oss_a4")
 Launch = Callable[[int], None]
 
 
-def kernels() -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(file, template, params) of every shape's two kernels; routing weights are in one of them."""
+Described = tuple[str, str, dict[str, Any]]
+"""File, template and params of a kernel."""
+
+
+def kernels() -> Iterator[Described]:
+    """Every shape's two kernels; routing weights are in one of them."""
     for name, shape in SHAPES.items():
         weights_in = shape.get("weights_in", "down")
         sizes = BASE | {key: value for key, value in shape.items() if key not in ("splits", "weights_in")}
@@ -64,14 +68,14 @@ def kernels() -> Iterator[tuple[str, str, dict[str, Any]]]:
         yield f"{name}.down", "decode_down", sizes | DOWN | splits | {"has_weights": weights_in == "down"}
 
 
-def compile_kernels(folder: Path) -> None:
+def compile_kernels(folder: Path, kernels: Iterable[Described]) -> None:
     """Cubins and what a launch needs to know of them."""
     from moeloom.lowering.triton import build
     from moeloom.lowering.triton.architecture import ARCHITECTURES
     from moeloom.lowering.triton.compile import CODE, FACTS
 
     folder.mkdir(parents=True, exist_ok=True)
-    described = {file: {"template": template, "params": params} for file, template, params in kernels()}
+    described = {file: {"template": template, "params": params} for file, template, params in kernels}
     compiled = build.compile_kernels(described, ARCHITECTURES["sm_90"], folder / "cache", lambda *_: None, {})
     for file, variants in compiled.items():
         facts = json.loads((variants[16] / FACTS).read_text())
@@ -110,7 +114,8 @@ class Product:
         shape = (experts, self.rows, self.columns // 32)
         self.scales = torch.randint(118, 123, shape, dtype=torch.uint8, device="cuda")
         self.bias = torch.randn(experts, self.rows, device="cuda") / 4 if self.params["has_bias"] else None
-        order, warps = "gate_up_concatenated" if self.first else "plain", self.params["num_warps"]
+        order = "gate_up_concatenated" if self.first else "plain"
+        warps = self.params.get("stream_warps", self.params["num_warps"])
         self.stream = torch.stack(
             [pack_stream(c, s, order, warps) for c, s in zip(self.codes, self.scales, strict=True)]
         )
@@ -162,22 +167,27 @@ class Product:
         return out
 
 
-def routing(m: int, topk: int, experts: int) -> tuple[Tensor, Tensor, list[Tensor]]:
+def routing(m: int, topk: int, experts: int, block: int) -> tuple[Tensor, Tensor, list[Tensor]]:
     ids = torch.rand(m, experts).argsort(1)[:, :topk].int()
     weights = torch.rand(m, topk) + 0.2
-    sort = reference.sort_tokens(ids, weights, experts, BASE["block"])
+    sort = reference.sort_tokens(ids, weights, experts, block)
     return ids, weights, [part.cuda() for part in sort]
 
 
 def check(product: Product, m: int, experts: int) -> float:
-    """Relative L2 error; inf where a row is not written, or written without need."""
-    ids, weights, sort = routing(m, product.params["topk"], experts)
+    """Relative L2 error; inf where a row is not written, or written without need, or not twice the same."""
+    block = product.params["block"]
+    ids, weights, sort = routing(m, product.params["topk"], experts, block)
     if m > 2:
         ids[0], ids[1] = -1, ids[2]  # no expert; two tokens alike
-        sort = [part.cuda() for part in reference.sort_tokens(ids, weights, experts, BASE["block"])]
+        sort = [part.cuda() for part in reference.sort_tokens(ids, weights, experts, block)]
     arguments, values = product.operands(product.x(m), sort, product.stream)
     result = product.result(m)
     product.kernel.launch([*arguments, result], m)
+    again = product.result(m)
+    product.kernel.launch([*arguments, again], m)
+    if not torch.equal(result.view(torch.uint8), again.view(torch.uint8)):
+        return float("inf")
     found = result.double() if product.first else result.double().sum(0)
     wanted = product.wanted(values, ids.cuda(), weights.cuda())
     if not torch.equal(found.isnan(), wanted.isnan()):
@@ -186,41 +196,41 @@ def check(product: Product, m: int, experts: int) -> float:
     return float((found[live] - wanted[live]).norm() / wanted[live].norm())
 
 
-def replays(graph: torch.cuda.CUDAGraph, count: int) -> list[float]:
-    """Microseconds a launch of each replay."""
+def replays(graph: torch.cuda.CUDAGraph, count: int, launches: int) -> list[float]:
+    """Microseconds a launch of each replay of a graph of so many."""
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
     for start, end in events:
         start.record()
         graph.replay()
         end.record()
     torch.cuda.synchronize()
-    return [start.elapsed_time(end) / LAUNCHES * 1e3 for start, end in events]
+    return [start.elapsed_time(end) / launches * 1e3 for start, end in events]
 
 
-def measure(launch: Launch, sustained: bool) -> list[float]:
+def measure(launch: Launch, sustained: bool, launches: int = LAUNCHES) -> list[float]:
     """Burst, and sustained when asked for."""
     for layer in range(LAYERS):
         launch(layer)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for number in range(LAUNCHES):
+        for number in range(launches):
             launch(number % LAYERS)
-    replays(graph, 1)
+    replays(graph, 1, launches)
     time.sleep(0.05)
-    burst = median(replays(graph, REPLAYS))
+    burst = median(replays(graph, REPLAYS, launches))
     if not sustained:
         return [burst]
     times, end = list[float](), time.monotonic() + 1.2
     while time.monotonic() < end:
-        times += replays(graph, 5)
+        times += replays(graph, 5, launches)
     return [burst, median(times[len(times) // 2 :])]
 
 
 def time_product(product: Product, experts: int, m: int, sustained: bool) -> str:
     """A cell of the table: microseconds and percent of the floor."""
     streams = [product.stream, *(product.stream[torch.randperm(experts)] for _ in range(LAYERS - 1))]
-    routed = [routing(m, product.params["topk"], experts) for _ in range(LAYERS)]
+    routed = [routing(m, product.params["topk"], experts, product.params["block"]) for _ in range(LAYERS)]
     x, result = product.x(m), product.result(m)
     calls = [[*product.operands(x, routed[i][2], streams[i])[0], result] for i in range(LAYERS)]
     touched = sum(len(ids.unique()) for ids, _, _ in routed) / LAYERS
@@ -236,7 +246,7 @@ def time_product(product: Product, experts: int, m: int, sustained: bool) -> str
 def main(folder: Path, compiling: bool, sustained: bool) -> None:
     """Check and time the decode products."""
     if compiling:
-        compile_kernels(folder)
+        compile_kernels(folder, kernels())
         return
     driver = Cuda(torch.cuda.current_device())
     driver.enter_thread()

@@ -123,8 +123,8 @@ SM_90 = (
     # A warp a token. Not timed.
     _tile("route_sort", rows=8, num_warps=8),
     _tile("expand", groups=16, num_warps=8),
-    # 16 warps an SM: of 64 rows all in one program, which then reads x half as often. Two programs of 128 rows have room
-    # for x in steps of 64 columns.
+    # 16 warps an SM: with 64 rows all in one program, which then reads x half as often. Two programs of 128 rows have
+    # room for x in steps of 64 columns.
     *_prefill(ring=3, step=192, num_warps=16, when={"block": 64}),
     *_prefill(ring=3, step=64, num_warps=8, when={"block": 128}),
     *_prefill(ring=4, step=192, num_warps=8),
