@@ -112,7 +112,7 @@ TARGETS: dict[str, Target] = {
     "gfx942": _gpu("gfx942", tiles.GFX942, untimed=MFMA_STREAM),
     # The same on an H200, E = 128, blocks of 16 rows, H = 2880 and 7168 (docs/h200.md): the split pair has one launch
     # more, about 1.3 us. The fused kernel then had a tile for every padding row of a block; today's was not timed.
-    # Routing in the token sort's launch was not timed: 8 tokens are a warp each.
+    # Routing in the token sort's launch was not timed.
     "sm_90": _gpu("sm_90", tiles.SM_90, fused_rows=(64, 128), stream={"stream": DECODE}, route_sort_tokens=8),
     "sm_80": _gpu("sm_80", tiles.SM_90),
     "sm_100": _gpu("sm_100", tiles.SM_90),

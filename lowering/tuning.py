@@ -57,7 +57,7 @@ SPACES: dict[str, Space] = {
     "gfx942": CDNA,
     "sm_90": {
         **PORTABLE,
-        "route_sort": [*each(num_warps=(4,)), {"rows": 4, "num_warps": 4}],
+        "route_sort": each(rows=(4, 16), num_warps=(8,)),
         "gate_up": [*PRODUCTS, *each(**{CAP: (128, 168, UNCAPPED)})],
         "down": [*PRODUCTS, *each(**{CAP: (128, 168, UNCAPPED)}, splits=(2, 3))],
         # The ring is what a warp keeps in flight; fewer registers let more programs run on an SM.
