@@ -120,8 +120,8 @@ GFX942 = (
 )
 SM_90 = (
     *HOPPER,
-    # A warp a token. Not timed.
-    _tile("route_sort", rows=8, num_warps=8),
+    # With 8 warps a register of it is spilled.
+    _tile("route_sort", rows=8, num_warps=4),
     _tile("expand", groups=16, num_warps=8),
     # 16 warps an SM: with 64 rows all in one program, which then reads x half as often. Two programs of 128 rows have
     # room for x in steps of 64 columns.
