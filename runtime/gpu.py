@@ -177,7 +177,7 @@ class Command:
             self._variants = [self._fitting(self._fixed_bits)]
 
     def launch(self, stream: Handle, follows: bool) -> bool:
-        """Launch on `stream`; `follows`: behind a launch of the same program. Whether there was anything to launch.
+        """Launch on `stream`; `follows`: behind other work of the same call. Whether there was anything to launch.
 
         LaunchError where no code fits the arguments, or where the driver refuses."""
         bits, words = self._fixed_bits, self._words
@@ -243,9 +243,9 @@ class Gpu:
                 self._stream = stream
             plan.run(live, outputs, ran)
 
-    def run(self, commands: Sequence[Command]) -> None:
-        """Launch on the caller's stream. In front of the first is work of others, which lets nobody start early."""
-        stream, follows = self._driver.stream().cuda_stream, False
+    def run(self, commands: Sequence[Command], first: bool = True) -> None:
+        """Launch on the caller's stream. In front of the `first` is work of others, which is over before it begins."""
+        stream, follows = self._driver.stream().cuda_stream, not first
         for command in commands:
             follows |= command.launch(stream, follows)
 
