@@ -39,6 +39,12 @@ def matrix_of(address):
 
 
 @gluon.constexpr_function
+def chunks_pending(sums):
+    """Chunks whose products may be under way when a thread with so many sums starts those of another one."""
+    return 1 if sums <= MOST_SUMS_PENDING else 0
+
+
+@gluon.constexpr_function
 def chunk_constraints(sums):
     """Operands of `chunk_assembly` as inline assembly takes them."""
     return ",".join([*["=f"] * sums, *[str(number) for number in range(sums)], *["r"] * 9])
@@ -52,7 +58,7 @@ def chunk_assembly(chunk, sums):
     lines = [
         ".reg .b32 a<4>, w<16>, m, s, q, f<4>, low;",
         ".reg .b64 d;",
-        f"wgmma.wait_group.sync.aligned {1 if sums <= MOST_SUMS_PENDING else 0};",
+        f"wgmma.wait_group.sync.aligned {chunks_pending(sums)};",
         # The four lanes of a row share its scales: four words of the chunk each.
         f"shfl.sync.idx.b32 q, ${spread + chunk % 4}, {chunk // 4}, 0x1c1f, 0xffffffff;",
     ]
@@ -91,6 +97,17 @@ def multiply_chunk(sums, words, scales, matrix, CHUNK: gl.constexpr):
         (form,) * len(sums),
         is_pure=False,
     )
+
+
+@gluon.jit
+def wait_for_products(PENDING: gl.constexpr):
+    """Wait for the products of all chunks but the latest PENDING."""
+    gl.inline_asm(_waiting(PENDING))
+
+
+@gluon.constexpr_function
+def _waiting(pending):
+    return f"wgmma.wait_group.sync.aligned {pending};"
 
 
 @gluon.constexpr_function

@@ -14,7 +14,7 @@ from moeloom.runtime.stream import CHUNK_BYTES as _CHUNK_BYTES
 
 from .decode_chunk import OCTET
 from .decode_stream import CHUNK_WORDS, pushed, thread_numbers, words_layout, zero_sums
-from .prefill_chunk import STEP_BYTES, STEP_COLUMNS, matrix_of, multiply_chunk
+from .prefill_chunk import STEP_BYTES, STEP_COLUMNS, chunks_pending, matrix_of, multiply_chunk, wait_for_products
 from .prefill_x import copy_step, rows_of, wait_for_copies
 
 CHUNK_BYTES = gl.constexpr(_CHUNK_BYTES)
@@ -134,6 +134,8 @@ def multiply_unit(
                     if chunk + AHEAD * STEP_CHUNKS >= CHUNKS:
                         column = gl.where(is_last, (chunk + AHEAD * STEP_CHUNKS - CHUNKS) * STEP_COLUMNS, column)
                     # After this no warp multiplies the step before the last one either: STEPS is AHEAD + 2 or more.
+                    if STEP_CHUNKS <= chunks_pending(len(sums)):
+                        wait_for_products(STEP_CHUNKS)
                     wait_for_copies(AHEAD - 1)
                     free = x_shared + (step + AHEAD) % STEPS * BYTES
                     copy_step(free, x, x_stride, rows, column, COLUMNS, BLOCK, STEP, ALIGNED)

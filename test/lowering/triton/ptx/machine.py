@@ -2,8 +2,8 @@
 
 It follows the PTX ISA and nothing else, so that a whole kernel, Gluon and inline assembly included, is judged by what
 the assembler gets. Threads that branch apart go on from the lowest instruction and meet again there. Instructions of a
-warp demand all of its threads. An instruction without a rule, a race or an access out of bounds is an error with its
-line. The launch in front may still run when a kernel starts: what that wrote, and what this one writes, is touched
+warp or a warpgroup demand all of its threads. An instruction without a rule, a race or an access out of bounds is an
+error with its line. The launch in front may still run when a kernel starts: what that wrote, and what this one writes, is touched
 behind `griddepcontrol.wait` alone, which every thread executes.
 """
 
@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from . import arithmetic, warp
+from . import arithmetic, asynchronous, warp
 from .memory import Memory, Shared
 from .text import Instruction, Kernel, parse
 
-RULES = arithmetic.RULES | warp.RULES
+RULES = arithmetic.RULES | warp.RULES | asynchronous.RULES
 WIDTHS = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
 MOST_STEPS = 2_000_000
 SHARED_NAME = "global_smem"
@@ -51,6 +51,7 @@ class Machine:
     def _run(self, block: int, blocks: int) -> None:
         count = self.kernel.threads
         self.shared = Shared(self._shared_content)
+        self.flight = asynchronous.InFlight(count, self.shared)
         self.special = {"%tid.x": self.threads, "%ntid.x": count, "%ctaid.x": block, "%nctaid.x": blocks}
         self.special |= {"%laneid": self.threads % 32, "%tid.y": 0, "%tid.z": 0, SHARED_NAME: 0}
         self.special |= {"%ctaid.y": 0, "%ctaid.z": 0}
@@ -83,7 +84,7 @@ class Machine:
         while True:
             instruction = self.kernel.code[here]
             if instruction.is_collective:
-                group = self._whole_warps(group, here)
+                group = self._whole_units(group, here, instruction.together)
                 if not group.any():
                     return
             self.executed += 1
@@ -99,6 +100,8 @@ class Machine:
                 case "ret" | "exit":
                     if not self.waited[self.active].all():
                         raise Fault(f"{instruction}: a thread ends without griddepcontrol.wait")
+                    if self.flight.unfinished(self.active):
+                        raise Fault(f"{instruction}: a thread ends before its products do")
                     self.at[self.active] = DONE
                     return
                 case "bar" | "barrier" if not instruction.is_collective:
@@ -108,10 +111,11 @@ class Machine:
             if here in self.starts:
                 return
 
-    def _whole_warps(self, group: np.ndarray, here: int) -> np.ndarray:
-        """Of the threads at a warp's instruction those whose warp is there; the rest is parked until it is."""
+    def _whole_units(self, group: np.ndarray, here: int, together: int) -> np.ndarray:
+        """Of the threads at a collective instruction those whose warp, or warpgroup, is there; the rest is parked until
+        it is."""
         joined = group | (self.parked & (self.at == here))
-        whole = np.repeat(joined.reshape(-1, 32).all(1), 32)
+        whole = np.repeat(joined.reshape(-1, together).all(1), together)
         rest = joined & ~whole
         self.at[rest], self.parked[joined] = here, rest[joined]
         return joined & whole
@@ -135,6 +139,7 @@ class Machine:
     def value(self, operand: str, dtype: type) -> np.ndarray:
         """The operand as `dtype` [threads]; registers are reinterpreted, numbers are cut to its width."""
         if operand in self.registers:
+            self.flight.check_read(operand, self.active)
             held = self.registers[operand]
             # Instructions of n bits may read wider registers.
             return held if dtype is bool else narrowed(held, dtype)
@@ -148,6 +153,7 @@ class Machine:
         """Write the active threads' registers; `_` is a sink. Values of fewer bits are extended by zeros."""
         if name == "_":
             return
+        self.flight.check_write(name, self.active, self.executed)
         register = self.registers[name]
         if register.dtype == bool:
             register[self.active] = values[self.active]

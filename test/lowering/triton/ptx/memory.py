@@ -75,10 +75,17 @@ NOBODY, SEVERAL, ATOMIC = -1, -2, -3
 
 
 class Shared:
-    """Shared memory of a block. Between barriers no warp may touch what another one writes."""
+    """Shared memory of a block. Between barriers no warp may touch what another one writes.
+
+    Copies and products are asynchronous (asynchronous.py): between begin and end nobody touches what a copy writes, nor
+    writes what a product reads. Products do not see what was written and not fenced.
+    """
 
     def __init__(self, content: np.ndarray) -> None:
         self._bytes = content.copy()
+        self._arriving = np.zeros(len(content), bool)
+        self._multiplied = np.zeros(len(content), np.int64)
+        self._unfenced = np.full(len(content), NOBODY, np.int64)
         self.barrier()
 
     def barrier(self) -> None:
@@ -87,6 +94,7 @@ class Shared:
 
     def load(self, addresses: np.ndarray, size: int, threads: np.ndarray) -> np.ndarray:
         places, warps = self._places(addresses, size), np.repeat(threads // 32, size).reshape(-1, size)
+        assert not self._arriving[places].any(), "reads what a copy has yet to write"
         writer = self._writer[places]
         assert ((writer == NOBODY) | (writer == warps)).all(), "reads what another warp wrote since the last barrier"
         reader = self._reader[places]
@@ -94,13 +102,46 @@ class Shared:
         return self._bytes[places]
 
     def store(self, addresses: np.ndarray, values: np.ndarray, threads: np.ndarray) -> None:
-        size = values.shape[1]
-        places, warps = self._places(addresses, size), np.repeat(threads // 32, size).reshape(-1, size)
+        places = self._free_places(addresses, values.shape[1], threads)
+        self._writer[places], self._unfenced[places] = (threads // 32)[:, None], threads[:, None]
+        self._bytes[places] = values
+
+    def begin_copy(self, addresses: np.ndarray, size: int, threads: np.ndarray) -> None:
+        """Each thread is to write `size` bytes."""
+        self._arriving[self._free_places(addresses, size, threads)] = True
+
+    def end_copy(self, addresses: np.ndarray, values: np.ndarray, threads: np.ndarray) -> None:
+        """It has: as by a store."""
+        self._arriving[self._places(addresses, values.shape[1])] = False
+        self.store(addresses, values, threads)
+
+    def fence(self, active: np.ndarray) -> None:
+        """What `active` threads wrote is for products to see."""
+        self._unfenced[active[self._unfenced] & (self._unfenced != NOBODY)] = NOBODY
+
+    def begin_product(self, pieces: np.ndarray) -> np.ndarray:
+        """u8 [.., 16] at the addresses `pieces`, until `end_product` of the same."""
+        places = self._places(pieces.ravel(), 16)
+        assert not self._arriving[places].any(), "multiplies what a copy has yet to write"
+        assert (self._writer[places] == NOBODY).all(), "multiplies what a warp wrote since the last barrier"
+        assert (self._unfenced[places] == NOBODY).all(), "multiplies what was written without a fence.proxy.async"
+        self._multiplied[places] += 1
+        return self._bytes[places]
+
+    def end_product(self, pieces: np.ndarray) -> None:
+        places = self._places(pieces.ravel(), 16)
+        self._multiplied[places] -= 1
+        self._reader[places] = SEVERAL
+
+    def _free_places(self, addresses: np.ndarray, size: int, threads: np.ndarray) -> np.ndarray:
+        """Where `threads` may write now."""
+        places, warps = self._places(addresses, size), (threads // 32)[:, None]
+        assert not self._arriving[places].any(), "writes what a copy has yet to write"
+        assert not self._multiplied[places].any(), "writes what a product still reads"
         for touched in (self._writer[places], self._reader[places]):
             free = (touched == NOBODY) | (touched == warps)
             assert free.all(), "writes what another warp touched since the last barrier"
-        self._writer[places] = warps
-        self._bytes[places] = values
+        return places
 
     def add(self, addresses: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Add u32 `values` one after another; what was there before each. Only other atomics may touch these words."""

@@ -13,7 +13,7 @@ _THREADS = re.compile(r"\.reqntid\s+(\d+)")
 _DECLARED = re.compile(r"([%\w$]+)(?:<(\d+)>)?")
 _OPERANDS = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s]+")
 _GUARD = re.compile(r"@(!?)(\S+)\s+(.*)", re.DOTALL)
-COLLECTIVE = ("shfl.", "redux.", "mma.", "ldmatrix.", "stmatrix.", "bar.warp.")
+COLLECTIVE = ("shfl.", "redux.", "mma.", "ldmatrix.", "stmatrix.", "bar.warp.", "wgmma.")
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,13 @@ class Instruction:
 
     @property
     def is_collective(self) -> bool:
-        """Whether all threads of a warp execute it together."""
+        """Whether `together` threads execute it at once."""
         return self.name.startswith(COLLECTIVE)
+
+    @property
+    def together(self) -> int:
+        """The threads of a warp, or of a warpgroup."""
+        return 128 if self.name.startswith("wgmma.") else 32
 
     def __str__(self) -> str:
         guard = f"@{'!' if self.unless else ''}{self.guard} " if self.guard else ""
@@ -101,8 +106,8 @@ def _declare(kernel: Kernel, statement: str, scopes: list[dict[str, str]]) -> No
     for found in names.split(","):
         name, count = _DECLARED.fullmatch(found.strip()).groups()
         for own in [name] if count is None else [f"{name}{number}" for number in range(int(count))]:
-            # Names of a scope of its own get its depth, so that they hide none of an outer one.
-            scopes[-1][own] = own if len(scopes) == 1 else f"{own}@{len(scopes)}.{bits}"
+            # Names of an inner scope get a number: they hide none of an outer one, and each scope has its own registers.
+            scopes[-1][own] = own if len(scopes) == 1 else f"{own}@{len(kernel.registers)}"
             kernel.registers[scopes[-1][own]] = bits
 
 

@@ -18,27 +18,31 @@ def in_shared(parts: list[str]) -> bool:
     return any(part.startswith("shared") for part in parts)
 
 
+def address(machine, place: str, kind: type) -> np.ndarray:
+    """i64 [threads]: the address in the operand `place`, [register + offset]."""
+    base, _, offset = (part.strip() for part in re.sub(r"\s*\+\s*", "+", place.strip("[] ")).partition("+"))
+    return machine.value(base, kind).astype(np.int64) + int(offset or 0)
+
+
 @rule("ld", "st")
 def _memory(machine, parts, operands):
     """ld and st of param, global and shared memory, one element a thread or a vector; cache hints mean nothing here."""
     data, place = (operands[0], operands[1]) if parts[0] == "ld" else (operands[1], operands[0])
     kind, names = parts[-1], listed(data)
-    base, _, offset = (part.strip() for part in re.sub(r"\s*\+\s*", "+", place.strip("[] ")).partition("+"))
     if "param" in parts:
-        machine.set(names[0], machine.value(base, TYPES[kind]))
+        machine.set(names[0], machine.value(place.strip("[] "), TYPES[kind]))
         return
     shared = in_shared(parts)
-    address = machine.value(base, np.uint32 if shared else np.uint64).astype(np.int64) + int(offset or 0)
     memory, threads, size = machine.shared if shared else machine.memory, machine.threads[machine.active], SIZES[kind]
-    address = address[machine.active]
+    places = address(machine, place, np.uint32 if shared else np.uint64)[machine.active]
     if not len(threads):
         return
     if not shared:
         early = ~machine.waited[machine.active]
         assert parts[0] == "ld" or not early.any(), "writes before griddepcontrol.wait"
-        machine.memory.check_early(address[early], size * len(names), past_l1="cg" in parts)
+        machine.memory.check_early(places[early], size * len(names), past_l1="cg" in parts)
     if parts[0] == "ld":
-        found = memory.load(address, size * len(names), threads).reshape(-1, len(names), size)
+        found = memory.load(places, size * len(names), threads).reshape(-1, len(names), size)
         for i, name in enumerate(names):
             every = np.zeros(len(machine.threads), TYPES[f"u{8 * size}"])
             every[machine.active] = np.ascontiguousarray(found[:, i]).view(every.dtype)[:, 0]
@@ -46,12 +50,14 @@ def _memory(machine, parts, operands):
     else:
         values = [machine.value(name, TYPES[f"u{8 * size}"])[machine.active] for name in names]
         raw = np.stack(values, 1).view(np.uint8).reshape(len(threads), -1)
-        memory.store(address, raw, threads)
+        memory.store(places, raw, threads)
 
 
 @rule("createpolicy", "membar", "fence")
 def _nothing(machine, parts, operands):
-    """Changes no value here."""
+    """Changes no value here; a proxy fence lets products see what its threads wrote."""
+    if parts[:3] == ["fence", "proxy", "async"]:
+        machine.shared.fence(machine.active)
 
 
 @rule("griddepcontrol")
@@ -115,11 +121,10 @@ def _atom(machine, parts, operands):
     """atom.shared.add of u32."""
     assert in_shared(parts) and "add" in parts and parts[-1] == "u32", parts
     *to, place, given = operands
-    base, _, offset = (part.strip() for part in re.sub(r"\s*\+\s*", "+", place.strip("[] ")).partition("+"))
-    address = machine.value(base, np.uint32).astype(np.int64) + int(offset or 0)
+    places = address(machine, place, np.uint32)
     before = np.zeros(len(machine.threads), np.uint32)
     active = machine.active
-    before[active] = machine.shared.add(address[active], machine.value(given, np.uint32)[active])
+    before[active] = machine.shared.add(places[active], machine.value(given, np.uint32)[active])
     for name in to:
         machine.set(name, before)
 
@@ -131,12 +136,11 @@ LANE = np.arange(32)
 def _ldmatrix(machine, parts, operands):
     """Lane 8i + j gives the address of row j of matrix i; lane 4r + c gets word c of row r of each."""
     assert "b16" in parts and "trans" not in parts
-    base, _, offset = (part.strip() for part in operands[1].strip("[] ").partition("+"))
-    address = machine.value(base, np.uint32).astype(np.int64) + int(offset or 0)
+    places = address(machine, operands[1], np.uint32)
     for warp in machine.warps("ldmatrix"):
         lanes = 32 * warp + LANE
         for i, name in enumerate(listed(operands[0])):
-            rows = machine.shared.load(address[lanes[8 * i : 8 * i + 8]], 16, np.full(8, 32 * warp))
+            rows = machine.shared.load(places[lanes[8 * i : 8 * i + 8]], 16, np.full(8, 32 * warp))
             machine.registers[name][lanes] = rows.view(np.uint32)[LANE // 4, LANE % 4]
 
 
@@ -144,35 +148,43 @@ def _ldmatrix(machine, parts, operands):
 def _stmatrix(machine, parts, operands):
     """As ldmatrix, to memory: lane 4r + c has word c of row r of each matrix."""
     assert "b16" in parts and "trans" not in parts
-    base, _, offset = (part.strip() for part in operands[0].strip("[] ").partition("+"))
-    address = machine.value(base, np.uint32).astype(np.int64) + int(offset or 0)
+    places = address(machine, operands[0], np.uint32)
     for warp in machine.warps("stmatrix"):
         lanes = 32 * warp + LANE
         for i, name in enumerate(listed(operands[1])):
             rows = machine.value(name, np.uint32)[lanes].reshape(8, 4).view(np.uint8)
-            machine.shared.store(address[lanes[8 * i : 8 * i + 8]], rows, np.full(8, 32 * warp))
+            machine.shared.store(places[lanes[8 * i : 8 * i + 8]], rows, np.full(8, 32 * warp))
+
+
+def held(machine, names: list[str], kind: type, warps: np.ndarray) -> np.ndarray:
+    """[warps, registers, lanes]."""
+    return np.stack([machine.value(name, kind).reshape(-1, 32)[warps] for name in names], 1)
+
+
+def left_operand(pairs: np.ndarray) -> np.ndarray:
+    """float64 [warps, 16, 16] of the `bf16_pairs` of registers a0 to a3: a1 and a3 are 8 rows down, a2 and a3 8 columns
+    right."""
+    left = np.empty((len(pairs), 16, 16))
+    for half in (0, 1):
+        for i in range(4):
+            left[:, LANE // 4 + 8 * (i % 2), LANE % 4 * 2 + 8 * (i // 2) + half] = pairs[:, i, :, half]
+    return left
 
 
 @rule("mma")
 def _mma(machine, parts, operands):
-    """m16n8k16 of bf16: a1 and a3 are 8 rows down, a2 and a3 8 columns right; b1 is 8 rows of K on."""
+    """m16n8k16 of bf16; b1 is 8 rows of K on."""
     assert parts[3:] == ["m16n8k16", "row", "col", "f32", "bf16", "bf16", "f32"], parts
     warps = machine.warps("mma")
     rows, columns = LANE // 4, LANE % 4 * 2
 
-    def held(operand: str, kind: type) -> np.ndarray:
-        """[warps, registers, lanes]."""
-        return np.stack([machine.value(n, kind).reshape(-1, 32)[warps] for n in listed(operand)], 1)
-
-    a, b = bf16_pairs(held(operands[1], np.uint32)), bf16_pairs(held(operands[2], np.uint32))
-    left, right = np.empty((len(warps), 16, 16)), np.empty((len(warps), 16, 8))
+    a, b = (bf16_pairs(held(machine, listed(operand), np.uint32, warps)) for operand in operands[1:3])
+    left, right = left_operand(a), np.empty((len(warps), 16, 8))
     for half in (0, 1):
-        for i in range(4):
-            left[:, rows + 8 * (i % 2), columns + 8 * (i // 2) + half] = a[:, i, :, half]
         for i in range(2):
             right[:, columns + 8 * i + half, rows] = b[:, i, :, half]
     sums = np.empty((len(warps), 16, 8))
-    c = held(operands[3], np.float32)
+    c = held(machine, listed(operands[3]), np.float32, warps)
     for i in range(4):
         sums[:, rows + 8 * (i // 2), columns + i % 2] = c[:, i]
     sums = (left @ right + sums).astype(np.float32)

@@ -1,0 +1,131 @@
+"""Calls of the stream products whose PTX runs on the machine: random operands, and what they are to give."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moeloom.lowering.triton.templates import TEMPLATES
+from moeloom.runtime import reference
+from moeloom.runtime.pack_stream import pack_stream
+
+from .machine import Machine
+from .memory import Memory
+
+EXPERTS = 3
+SHARED_BYTES = 128 << 10
+CONSTANT, LISTS = ("weight", "bias"), ("sorted_ids", "expert_ids", "num_valid", "sorted_weights")
+"""Operands that no launch writes, and the token sort's, which `early` kernels may read before they wait."""
+
+
+class Call:
+    """Random operands of a kernel: what no live row names is NaN (0xFF), and so is what lies around the buffers."""
+
+    def __init__(self, template: str, params: Mapping[str, Any], tokens: int, aligned: bool = True) -> None:
+        """`aligned`: whether rows of x begin at multiples of 16 bytes; else none does, nor are they dense."""
+        self.params, self.stage, self.aligned = params, 1 if template.endswith("gate_up") else 2, aligned
+        torch.manual_seed(0)
+        topk = params["topk"]
+        ids = torch.randint(EXPERTS, (tokens, topk), dtype=torch.int32)
+        ids[3], ids[5, 0] = -1, -1
+        self.ids, self.shares = ids, torch.rand(tokens, topk) + 0.5
+        self.sort = reference.sort_tokens(ids, self.shares, EXPERTS, params["block"])
+        self.columns = params["hidden"] if self.stage == 1 else params["intermediate"]
+        outputs = 2 * params["intermediate"] if self.stage == 1 else params["hidden"]
+        self.weight = torch.randint(256, (EXPERTS, outputs, self.columns // 2), dtype=torch.uint8)
+        self.scales = torch.randint(119, 127, (EXPERTS, outputs, self.columns // 32), dtype=torch.uint8)
+        self.bias = torch.randn(EXPERTS, outputs)
+        rows = tokens if self.stage == 1 else tokens * topk
+        self.x = torch.randn(rows, self.columns).bfloat16()
+        sorted_ids, _, _, num_valid = self.sort
+        self.named = reference.defined_payload(sorted_ids, num_valid, self.stage, topk, rows)
+        self.codes, self.x_scales = reference.quantise(self.x, "even")
+
+    def given(self) -> dict[str, Tensor | int]:
+        """Arguments by name."""
+        sorted_ids, sorted_weights, expert_ids, num_valid = self.sort
+        used = int(num_valid[0])
+        order = "gate_up_concatenated" if self.stage == 1 else "plain"
+        warps = self.params.get("stream_warps", self.params["num_warps"])
+        packed = [pack_stream(w, s, order, warps) for w, s in zip(self.weight, self.scales, strict=True)]
+        if self.params["x"] == "bf16":
+            # Of stage 2 rows are dense, wherever they begin.
+            width = self.columns + (self.stage == 1 and not self.aligned)
+            x = torch.full((len(self.x), width), torch.nan, dtype=torch.bfloat16)
+            x[self.named, : self.columns] = self.x[self.named]
+            activations = {"x": x}
+        else:
+            codes = self.codes.clone()
+            codes[~self.named] = 0xFF
+            sorted_scales = reference.sort_scales(
+                self.x_scales, sorted_ids, num_valid, self.stage, self.params["topk"], self.params["layout"]
+            )
+            activations = {"x": codes, "x_scales": sorted_scales}
+        return activations | {
+            "x_stride": activations["x"].stride(0),
+            "sorted_ids": beyond(sorted_ids, used),
+            "expert_ids": beyond(expert_ids, used // self.params["block"]),
+            "num_valid": num_valid,
+            "sorted_weights": beyond(sorted_weights, used),
+            "weight": torch.stack(packed),
+            "bias": self.bias,
+        }
+
+    def sums(self) -> Tensor:
+        """float64 [tokens, k, outputs] before bias and routing weight; NaN where a slot has no expert."""
+        values = self.x.double() if self.params["x"] == "bf16" else reference.dequantise(self.codes, self.x_scales)
+        weight = reference.dequantise(self.weight, self.scales)
+        out = torch.full((*self.ids.shape, weight.shape[1]), torch.nan, dtype=torch.float64)
+        for token, slot in (self.ids >= 0).nonzero().tolist():
+            row = token if self.stage == 1 else token * self.ids.shape[1] + slot
+            out[token, slot] = weight[self.ids[token, slot]] @ values[row]
+        return out
+
+    def wanted(self) -> Tensor:
+        """What the kernel is to write, summed over splits: h [R, I] or rows [R, H]; NaN where nothing is."""
+        sums, bias = self.sums(), self.bias.double()[self.ids.clamp(min=0).long()]
+        shares = self.shares.double()[..., None] if self.params["has_weights"] else 1.0
+        bias = bias if self.params["has_bias"] else torch.zeros(())
+        if self.stage == 2:
+            return ((sums + bias) * shares).flatten(0, 1)
+        gate, up = (sums * shares + bias).chunk(2, -1)
+        options = (self.params[name] for name in ("activation", "alpha", "limit"))
+        return reference.activate(gate, up, *options).flatten(0, 1)
+
+
+def beyond(values: Tensor, used: int) -> Tensor:
+    """What no consumer reads, as poison."""
+    out = values.clone()
+    out[used:] = -1 if values.dtype == torch.int32 else torch.nan
+    return out
+
+
+def array(tensor: Tensor) -> np.ndarray:
+    return tensor.contiguous().view(torch.uint8).numpy()
+
+
+def run(template: str, params: Mapping[str, Any], text: str, call: Call, order: Callable[[int], list[int]]) -> Tensor:
+    """What the kernel writes into memory full of NaN."""
+    rows = call.ids.numel()
+    kind, columns = (torch.bfloat16, params["intermediate"]) if call.stage == 1 else (torch.float32, params["hidden"])
+    out = torch.full((params.get("splits", 1), rows, columns), torch.nan, dtype=kind)
+    memory, arguments, given = Memory(), [], call.given()
+    for name, _ in TEMPLATES[template].arguments(params)[:-1]:
+        value = given[name]
+        given_early = {"constant": name in CONSTANT, "old": params.get("early", False) and name in LISTS}
+        offset = 0 if call.aligned or name != "x" else 2
+        place = value if isinstance(value, int) else memory.place(array(value), offset=offset, **given_early)
+        arguments.append(place)
+    result = memory.place(array(out), writable=True)
+    machine = Machine(text, memory, np.full(SHARED_BYTES, 0xFF, np.uint8))
+    machine.launch(params["programs"], [*arguments, result, len(call.ids)], order(params["programs"]))
+    return torch.from_numpy(memory.read_back(result, array(out))).view(kind).view(out.shape)
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    """Relative L2; the same rows must be missing."""
+    assert torch.equal(found.isnan(), wanted.isnan())
+    assert wanted.isfinite().any()
+    return float((found - wanted).nan_to_num().norm() / wanted.nan_to_num().norm())

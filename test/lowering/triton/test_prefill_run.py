@@ -1,0 +1,108 @@
+"""The prefill kernels for sm_90, whole: their PTX runs on the machine of ptx/, against the plain product in float64."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ptx.machine import Fault
+from ptx.products import Call, relative, run
+
+from moeloom.lowering.triton import build
+from moeloom.lowering.triton.architecture import ARCHITECTURES
+from moeloom.lowering.triton.compile import ASSEMBLY
+
+TOKENS = 40
+BASE = {
+    "topk": 2,
+    "block": 8,
+    "x": "bf16",
+    "has_bias": True,
+    "has_weights": True,
+    "num_stages": 1,
+    "ring": 4,
+    "step": 192,
+    "steps": 4,
+    "maxnreg": 128,
+    "programs": 3,
+    "num_warps": 8,
+}
+# A block has one unit, and more than three have an expert.
+GATE_UP = BASE | {
+    "hidden": 96, "intermediate": 64, "activation": "swiglu", "alpha": 1.702, "limit": 7.0, "stream_warps": 8,
+}  # fmt: skip
+# Two units, the second half empty: 9 fragments in a stream of 12.
+DOWN = BASE | {"hidden": 144, "intermediate": 96, "stream_warps": 4}
+PLAIN = {"has_bias": False, "has_weights": False}
+B128 = {"block": 128, "ring": 3, "step": 64}
+KERNELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gate_up": ("prefill_gate_up", GATE_UP),
+    "gate_up of 16 rows, 2 units a block, k = 3": (
+        "prefill_gate_up",
+        GATE_UP | {"block": 16, "hidden": 160, "intermediate": 96, "topk": 3, "programs": 5, "has_weights": False},
+    ),
+    "gate_up of 32 rows, 2 records, silu, plain": (
+        "prefill_gate_up",
+        GATE_UP | PLAIN | {"block": 32, "hidden": 1088, "activation": "silu", "programs": 2},
+    ),
+    "gate_up of 64 rows, k = 1, gelu": (
+        "prefill_gate_up",
+        GATE_UP | {"block": 64, "hidden": 160, "intermediate": 96, "topk": 1, "activation": "gelu", "has_bias": False},
+    ),
+    "gate_up of 128 rows": ("prefill_gate_up", GATE_UP | B128 | {"hidden": 160, "programs": 2}),
+    "gate_up, more programs than units": ("prefill_gate_up", GATE_UP | {"programs": 40, "hidden": 32}),
+    "down": ("prefill_down", DOWN),
+    "down of 16 rows, 3 records of 11 chunks": ("prefill_down", DOWN | {"block": 16, "intermediate": 2112}),
+    "down of 32 rows, k = 1, plain": (
+        "prefill_down",
+        DOWN | PLAIN | {"block": 32, "hidden": 64, "topk": 1, "intermediate": 160, "programs": 2},
+    ),
+    "down of 64 rows, 2 records, k = 3": (
+        "prefill_down",
+        DOWN | {"block": 64, "intermediate": 1088, "topk": 3, "has_bias": False},
+    ),
+    "down of 128 rows, 2 records": ("prefill_down", DOWN | B128 | {"intermediate": 1088, "has_weights": False}),
+    "down of 128 rows, more programs than units": ("prefill_down", DOWN | B128 | {"programs": 9}),
+}
+UNALIGNED = {
+    "gate_up": (0, 1),
+    "gate_up of 64 rows, k = 1, gelu": (0, 1),
+    "down of 16 rows, 3 records of 11 chunks": (0,),
+    "down of 128 rows, more programs than units": (0,),
+}
+"""Kernels that have a second variant, and the arguments of which nothing is assumed there: x and its stride."""
+
+
+@pytest.fixture(scope="module")
+def assembly(tmp_path_factory) -> Mapping[str, Mapping[int, str]]:
+    """PTX by kernel and divisibility."""
+    kernels = {name: {"template": template, "params": params} for name, (template, params) in KERNELS.items()}
+    cache = tmp_path_factory.mktemp("cache")
+    compiled = build.compile_kernels(kernels, ARCHITECTURES["sm_90"], cache, lambda *_: None, UNALIGNED)
+    return {
+        name: {divisible: Path(folder, ASSEMBLY).read_text() for divisible, folder in folders.items()}
+        for name, folders in compiled.items()
+    }
+
+
+def forwards(programs: int) -> list[int]:
+    return list(range(programs))
+
+
+def backwards(programs: int) -> list[int]:
+    return list(range(programs))[::-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "divisible"), [*((name, 16) for name in KERNELS), *((name, 1) for name in UNALIGNED)]
+)
+def test_equals_the_product(assembly, name, divisible):
+    template, params = KERNELS[name]
+    call, text = Call(template, params, TOKENS, aligned=divisible == 16), assembly[name][divisible]
+    found = run(template, params, text, call, forwards)
+    limit = 3e-3 if call.stage == 1 else 1e-6  # h is rounded to bf16
+    assert relative(found.double().sum(0), call.wanted()) < limit
+    other = run(template, params, text, call, backwards)
+    assert torch.equal(found.view(torch.uint8), other.view(torch.uint8))
