@@ -22,10 +22,10 @@ TILES = {tile.template: dict(tile.params) for tile in reversed(SM_90) if not til
 BLOCK = 8
 PLAIN = {"renormalise": False, "scale": 1.0, "groups": 1, "top_groups": 1, "has_bias": False, "has_num_tokens": False}
 ROUTERS: dict[str, dict[str, Any]] = {
-    "gpt-oss": PLAIN | {"experts": 128, "topk": 4, "score": "softmax_after_topk", "logits": "bf16"},
-    "qwen3": PLAIN | {"experts": 128, "topk": 8, "score": "softmax_before_topk", "renormalise": True, "logits": "f32"},
+    "gpt-oss": PLAIN | {"experts": 32, "topk": 4, "score": "softmax_after_topk", "logits": "bf16"},
+    "qwen3": PLAIN | {"experts": 32, "topk": 8, "score": "softmax_before_topk", "renormalise": True, "logits": "f32"},
     "deepseek": PLAIN
-    | {"experts": 64, "topk": 3, "score": "sigmoid", "renormalise": True, "scale": 2.5, "logits": "f32"}
+    | {"experts": 32, "topk": 3, "score": "sigmoid", "renormalise": True, "scale": 2.5, "logits": "f32"}
     | {"groups": 8, "top_groups": 4, "has_bias": True, "has_num_tokens": True},
     "one": PLAIN | {"experts": 3, "topk": 1, "score": "softmax_after_topk", "logits": "bf16", "has_num_tokens": True},
 }
@@ -103,13 +103,13 @@ def on_the_machine(assembly: Callable[[str, Mapping[str, Any]], str]) -> Run:
     return run
 
 
-@pytest.mark.parametrize("m", [1, 5, 8, 11])
+@pytest.mark.parametrize("m", [1, 8, 11])
 @pytest.mark.parametrize("name", ROUTERS)
 def test_as_ptx(assembly, name, m):
     prologue(on_the_machine(assembly), ROUTERS[name], m, TILES, max(1, m - 1))
 
 
-@pytest.mark.parametrize("tile", [{"rows": 2, "num_warps": 1}, {"rows": 16, "num_warps": 4}])
+@pytest.mark.parametrize("tile", [{"rows": 2, "num_warps": 1}, {"rows": 16, "num_warps": 8}])
 def test_sums_do_not_depend_on_the_tile(assembly, tile):
     """A row over several warps, or several rows a warp."""
     tiles = {**TILES, "route_sort": TILES["route_sort"] | tile}

@@ -119,6 +119,8 @@ def _abs(machine, parts, operands):
     to, given = operands
     if parts[-1] == "bf16x2":
         machine.set(to, machine.value(given, np.uint32) & np.uint32(0x7FFF7FFF))
+    elif parts[-1] == "bf16":
+        machine.set(to, machine.value(given, np.uint16) & np.uint16(0x7FFF))
     else:
         machine.set(to, np.abs(machine.value(given, TYPES[parts[-1]])))
 
