@@ -6,8 +6,8 @@ from moeloom.lowering.settings import Setting, SettingError, apply, check, in_fo
 from moeloom.lowering.targets import TARGETS
 
 CPU, SM_90 = TARGETS["cpu"], TARGETS["sm_90"]
-FACTS = {"block": 64, "quantised": False, "stream": True}
-TILE = {"block_n": 64, "block_k": 64, "num_warps": 8, "num_stages": 3, "maxnreg": 128}
+FACTS = {"block": 64, "quantised": False}
+TILE = {"block_n": 64, "block_k": 64, "num_warps": 8, "num_stages": 3}
 
 
 def test_settings_come_before_the_targets_own():
@@ -24,8 +24,8 @@ def test_settings_come_before_the_targets_own():
     )
     assert tuned.tile("gate_up", **FACTS)["block_n"] == 128
     assert tuned.tile("gate_up", **FACTS | {"quantised": True}) == SM_90.tile("gate_up", **FACTS)
-    assert (tuned.fused_rows, tuned.sort_tokens) == ((64, 7), 9)
-    assert [plan.rows for plan in tuned.layouts["stream"]] == [3, SM_90.layouts["stream"][1].rows]
+    assert (tuned.fused_rows, tuned.sort_tokens) == ((SM_90.fused_rows[0], 7), 9)
+    assert [plan.rows for plan in tuned.layouts["stream"]] == [3, *(p.rows for p in SM_90.layouts["stream"][1:])]
     assert tuned.layouts["row_major"] == SM_90.layouts["row_major"]
     assert tuned.prefill.block == 128
     assert apply(SM_90, []) == SM_90
@@ -35,8 +35,10 @@ def test_what_is_in_force():
     assert in_force(CPU, "fusion", {"stage": 1}) == {"rows": 4}
     assert in_force(CPU, "plan", {"layout": "n16k32", "number": 0}) == {"block": 32, "rows": 0, "stages": 2}
     assert in_force(SM_90, "gate_up", FACTS) == SM_90.tile("gate_up", **FACTS)
-    rows = {"block": 32, "quantised": True, "stream": False}
+    rows = {"block": 32, "quantised": True}
     assert in_force(SM_90, "down", rows) == SM_90.tile("down", **rows)
+    assert in_force(SM_90, "prefill_down", {"block": 128}) == SM_90.tile("prefill_down", block=128)
+    assert in_force(SM_90, "prefill_down", {}) == SM_90.tile("prefill_down", block=64)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +47,7 @@ def test_what_is_in_force():
         (CPU, Setting("gate_up", FACTS, TILE), "target cpu has no setting 'gate_up'"),
         (CPU, Setting("prefill", {}, {"block": 64}), "target cpu has no setting 'prefill'"),
         (CPU, Setting("plan", {"layout": "stream", "number": 0}, {}), "target cpu has no setting 'plan'"),
-        (SM_90, Setting("plan", {"layout": "stream", "number": 2}, {}), "target sm_90 has no setting 'plan'"),
+        (SM_90, Setting("plan", {"layout": "stream", "number": 5}, {}), "target sm_90 has no setting 'plan'"),
         (SM_90, Setting("frob", {}, {}), "target sm_90 has no setting 'frob'"),
         (SM_90, Setting("fusion", {}, {"rows": 1}), "target sm_90 has no setting 'fusion'"),
         (SM_90, Setting("route", {"block": 8}, {"rows": 1}), "route may depend on experts"),
@@ -57,6 +59,7 @@ def test_what_is_in_force():
         (SM_90, Setting("route", {}, {"rows": 1}), "route has params rows; it takes"),
         (SM_90, Setting("gate_up", FACTS, TILE | {"block_n": "x"}), "block_n is 'x'; it must be a whole number from 1"),
         (SM_90, Setting("gate_up", FACTS, TILE | {"block_n": True}), "block_n is True"),
+        (SM_90, Setting("prefill_down", {"quantised": True}, {}), "prefill_down may depend on block"),
         (SM_90, Setting("fusion", {"stage": 1}, {"rows": -1}), "a whole number from 0"),
         (SM_90, Setting("prefill", {}, {"block": 48}), "block is 48; it must be one of 8, 16, 32, 64, 128"),
     ],
@@ -69,9 +72,10 @@ def test_refusals_say_what_there_is(target, setting, says):
 
 def test_origin_of_a_tile():
     settings = [Setting("gate_up", FACTS, TILE), Setting("sort_count", {"experts": 8}, {}), Setting("fusion", {}, {})]
-    kernel = {"block": 64, "x": "bf16", "weights": "stream"}
+    kernel = {"block": 64, "x": "bf16"}
     assert tile_origin(settings, "gate_up", kernel) == "tuned"
     assert tile_origin(settings, "gate_up", kernel | {"x": "f4E2M1FN"}) == "built-in"
     assert tile_origin(settings, "sort_scatter", {"experts": 8}) == "tuned"
     assert tile_origin(settings, "sort_scatter", {"experts": 9}) == "built-in"
-    assert tile_origin(settings, "expand", {}) is None
+    assert tile_origin(settings, "expand", {}) == "built-in"
+    assert tile_origin(settings, "frob", {}) is None

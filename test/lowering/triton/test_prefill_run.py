@@ -106,3 +106,50 @@ def test_equals_the_product(assembly, name, divisible):
     assert relative(found.double().sum(0), call.wanted()) < limit
     other = run(template, params, text, call, backwards)
     assert torch.equal(found.view(torch.uint8), other.view(torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("name", "find", "instead", "message"),
+    [
+        ("gate_up", r"bar\.sync[^;]*;", "", "wrote since the last barrier"),
+        ("down of 64 rows, 2 records, k = 3", r"bar\.sync[^;]*;", "", "since the last barrier"),
+        ("gate_up", r"fence\.proxy\.async[^;]*;", "", r"without a fence\.proxy\.async"),
+        # AHEAD copies instead of one less.
+        ("gate_up of 128 rows", r"cp\.async\.wait_group 1;", "cp.async.wait_group 2;", "a copy has yet to write"),
+        ("down", r"cp\.async\.wait_group 0;", "cp.async.wait_group 1;", "a copy has yet to write"),
+        ("gate_up", r"wgmma\.fence[^;]*;", "", r"written since the last wgmma\.fence"),
+        ("gate_up", r"wgmma\.wait_group\.sync\.aligned 0;", "", "reads .*, which a product has yet to write"),
+        ("down", r"(wgmma\.commit_group[^;]*;)", r"\1 mov.b32 w0, 0;", "writes w0.*, which a product still takes"),
+        ("gate_up of 128 rows", r"wgmma\.commit_group[^;]*;", "", "writes what a product still reads"),
+        ("down of 64 rows, 2 records, k = 3", r"(wgmma\.wait_group[^;]*) 1;", r"\1 3;", "a product still reads"),
+        # A step of one chunk: what is copied to is what the step before the last one has read.
+        (
+            "down of 16 rows, 3 records of 11 chunks",
+            r"(?<=begin inline asm)\s+wgmma\.wait_group\.sync\.aligned 1;\s+(?=// end inline asm)",
+            "\n",
+            "writes what a product still reads",
+        ),
+    ],
+)  # fmt: skip
+def test_what_goes_on_is_not_touched(assembly, name, find, instead, message):
+    """Without one of its waits, fences or barriers a kernel would be wrong at times; the machine must see that."""
+    template, params = KERNELS[name]
+    broken = re.sub(find, instead, assembly[name][16])
+    assert broken != assembly[name][16]
+    with pytest.raises(Fault, match=message):
+        run(template, params, broken, Call(template, params, TOKENS), forwards)
+
+
+@pytest.mark.parametrize(
+    ("find", "instead"),
+    [
+        (r"shl\.b32 m, (%r\d+), 6;", r"shl.b32 m, \1, 5;"),  # the magnitudes of a pair of codes
+        (r"0x4141", "0x4242"),  # the scales of a row's other group
+        (r"add\.u32 low, (%r\d+), 2;", r"add.u32 low, \1, 4;"),  # 16 columns of x
+    ],
+)
+def test_a_wrong_place_is_a_wrong_product(assembly, find, instead):
+    template, params = KERNELS["gate_up"]
+    broken, call = re.sub(find, instead, assembly["gate_up"][16]), Call(template, params, TOKENS)
+    assert broken != assembly["gate_up"][16]
+    assert relative(run(template, params, broken, call, forwards).double().sum(0), call.wanted()) > 0.1
