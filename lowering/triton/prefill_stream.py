@@ -134,8 +134,8 @@ def multiply_unit(
                     if chunk + AHEAD * STEP_CHUNKS >= CHUNKS:
                         column = gl.where(is_last, (chunk + AHEAD * STEP_CHUNKS - CHUNKS) * STEP_COLUMNS, column)
                     # After this no warp multiplies the step before the last one either: STEPS is AHEAD + 2 or more.
-                    if STEP_CHUNKS <= chunks_pending(len(sums)):
-                        wait_for_products(STEP_CHUNKS)
+                    if chunks_pending(len(sums)) >= STEP_CHUNKS:
+                        wait_for_products(STEP_CHUNKS)  # else the last step's own chunks have waited
                     wait_for_copies(AHEAD - 1)
                     free = x_shared + (step + AHEAD) % STEPS * BYTES
                     copy_step(free, x, x_stride, rows, column, COLUMNS, BLOCK, STEP, ALIGNED)

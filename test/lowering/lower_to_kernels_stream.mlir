@@ -3,15 +3,18 @@
 // RUN: not moeloom-opt -p "moe-lower-to-kernels{target=gfx950 layout=stream}" %s 2>&1 | filecheck --check-prefix=ABSENT %s
 // RUN: not moeloom-opt -p "moe-lower-to-kernels{target=gfx950 layout=mfma_stream}" %s 2>&1 | filecheck --check-prefix=NARROW %s
 
-// Payload and scales are one stream; blocks of 8 rows take the decode kernels, larger ones the portable products.
+// Payload and scales are one stream; blocks of 8 rows take the decode kernels, those of 64 the prefill kernels.
+// CHECK:       block = 64 : i64, {{.*}}steps = 4 : i64, stream_warps = 4 : i64, {{.*}}sym_name = "prefill_down_0"
+// CHECK:       columns = 96 : i64, groups = 16 : i64, layout = "tiled_32x8", {{.*}}stage = 1 : i64, topk = 2 : i64}, sym_name = "expand_0"
 // CHECK:       early = true, {{.*}}sym_name = "decode_gate_up_1"
 // CHECK:       early = true, {{.*}}sym_name = "decode_down_0"
+// CHECK:       block = 64 : i64, {{.*}}programs = {{132|264}} : i64, ring = {{[34]}} : i64, step = 192 : i64, steps = 4 : i64, stream_warps = 8 : i64, topk = 2 : i64, x = "bf16"}, sym_name = "prefill_gate_up_0"
 // CHECK:       early = false, {{.*}}sym_name = "decode_gate_up_0"
 // CHECK-LABEL: func.func @two_plans
 // CHECK-SAME:    %arg3: tensor<8x1x1x3x8x512xi8> {moe.pack = {columns = 96 : i64, count = 128 : i64, kind = "stream", layout = "stream", order = "nk", quantize = "none", rows = "gate_up_concatenated", sources = ["w", "s"], warps = 8 : i64}, moe.weight = "w"}
 // CHECK-SAME:    %arg4: tensor<8x128x3xf8E8M0FNU> {moe.weight = "s"}
 // CHECK:         "kernel.launch"({{%[^,]*}}, %arg0, {{%[^,]*}}, {{%[^,]*}}, {{%[^,]*}}, %arg3) {grid = #{{.*}}, kernel = @decode_gate_up_0
-// CHECK:         "kernel.launch"({{%[^,]*}}, %arg0, {{%[^,]*}}, {{%[^,]*}}, {{%[^,]*}}, %arg3) {grid = #{{.*}}, kernel = @gate_up_0
+// CHECK:         "kernel.launch"({{%[^,]*}}, %arg0, {{%[^,]*}}, {{%[^,]*}}, {{%[^,]*}}, %arg3) {grid = #{{.*}}, kernel = @prefill_gate_up_0
 // ROWS:        error: sort blocks of 8 rows have no kernel for target sm_90 and weights row_major; plan with block=16 or more
 // ABSENT:      error: target gfx950 has no weight layout stream; choose one of row_major, mfma_stream
 // NARROW:      error: sort blocks of 8 rows have no kernel for target gfx950 and weights mfma_stream; plan with block=16 or more
@@ -60,4 +63,26 @@ func.func @early_behind_the_quantiser(%x: tensor<?x96xbf16>, %ids: tensor<?x2xi3
       gate_up_order = "concatenated", weight_order = "nk", operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 0, 1, 1, 0>}
     : (tensor<?x96xf4E2M1FN>, tensor<?x8xf8E8M0FNU>, tensor<?xi32>, tensor<?xi32>, tensor<2xi32>, tensor<8x128x96xf4E2M1FN>, tensor<8x128x3xf8E8M0FNU>) -> tensor<?x64xbf16>
   return %h : tensor<?x64xbf16>
+}
+
+// The prefill kernels multiply bf16: codes are expanded first, to as many rows as they have.
+// CHECK-LABEL: func.func @codes_are_expanded
+// CHECK:         [[X:%[0-9]*]] = "kernel.launch"({{%[^,]*}}, {{%[^,]*}}#0, {{%[^,]*}}#1, {{%[^,]*}}#0, {{%[^,]*}}#3) {grid = #{{.*}}, kernel = @expand_0, {{.*}}strided = array<i64: 0>}
+// CHECK-SAME:      -> tensor<?x96xbf16>
+// CHECK:         [[H:%[0-9]*]] = "kernel.launch"({{%[^,]*}}, [[X]], {{%[^,]*}}#0, {{%[^,]*}}#2, {{%[^,]*}}#3, %arg3) {grid = #{{.*}}, kernel = @prefill_gate_up_0, {{.*}}strided = array<i64: 0>}
+// CHECK:         "kernel.launch"({{%[^,]*}}, [[H]], {{%[^,]*}}#0, {{%[^,]*}}#2, {{%[^,]*}}#3, {{%[^,]*}}#1, %arg5) {grid = #{{.*}}, kernel = @prefill_down_0, {{.*}}strided = array<i64>}
+func.func @codes_are_expanded(%x: tensor<?x96xbf16>, %ids: tensor<?x2xi32>, %w: tensor<?x2xf32>,
+    %w1: tensor<8x128x96xf4E2M1FN> {moe.weight = "w"}, %s1: tensor<8x128x3xf8E8M0FNU> {moe.weight = "s"},
+    %w2: tensor<8x96x64xf4E2M1FN> {moe.weight = "v"}, %s2: tensor<8x96x2xf8E8M0FNU> {moe.weight = "t"}) -> tensor<?x96xf32> {
+  %s, %sw, %e, %n = "moe.sort_tokens"(%ids, %w) {experts = 8 : i64, block = 64 : i64, operandSegmentSizes = array<i32: 1, 1, 0, 0>}
+    : (tensor<?x2xi32>, tensor<?x2xf32>) -> (tensor<?xi32>, tensor<?xf32>, tensor<?xi32>, tensor<2xi32>)
+  %q, %qs = "moe.quant_sort"(%x, %s, %n) {kind = "per_1x32", scale_mode = "even", stage = 1 : i64, topk = 2 : i64, layout = "tiled_32x8"}
+    : (tensor<?x96xbf16>, tensor<?xi32>, tensor<2xi32>) -> (tensor<?x96xf4E2M1FN>, tensor<?x8xf8E8M0FNU>)
+  %h = "moe.gate_up"(%q, %qs, %s, %e, %n, %w1, %s1) {topk = 2 : i64, block = 64 : i64, activation = "silu", alpha = 1.0 : f32, limit = 7.0 : f32,
+      gate_up_order = "concatenated", weight_order = "nk", operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 0, 1, 1, 0>}
+    : (tensor<?x96xf4E2M1FN>, tensor<?x8xf8E8M0FNU>, tensor<?xi32>, tensor<?xi32>, tensor<2xi32>, tensor<8x128x96xf4E2M1FN>, tensor<8x128x3xf8E8M0FNU>) -> tensor<?x64xbf16>
+  %r = "moe.down"(%h, %s, %e, %n, %sw, %w2, %s2) {topk = 2 : i64, block = 64 : i64, weight_order = "nk",
+      operandSegmentSizes = array<i32: 1, 0, 1, 1, 1, 1, 1, 1, 0>}
+    : (tensor<?x64xbf16>, tensor<?xi32>, tensor<?xi32>, tensor<2xi32>, tensor<?xf32>, tensor<8x96x64xf4E2M1FN>, tensor<8x96x2xf8E8M0FNU>) -> tensor<?x96xf32>
+  return %r : tensor<?x96xf32>
 }

@@ -30,6 +30,8 @@ KERNELS = {
     "quant": ("quant", QUANT | {"factor": 1}),
     **{f"quant_sort {s}": ("quant_sort", QUANT | PLACE | {"stage": s, "block": BLOCK}) for s in (1, 2)},
     **{f"sort_scales {s}": ("sort_scales", PLACE | {"columns": COLUMNS // 32, "stage": s}) for s in (1, 2)},
+    "expand 1": ("expand", PLACE | {"columns": COLUMNS, "stage": 1}),
+    "expand 2": ("expand", PLACE | {"columns": COLUMNS, "stage": 2, "layout": "row_major"}),
 }
 
 
@@ -129,3 +131,27 @@ def test_fused_and_split_quantisers(assembly, ids, stage):
         assert torch.equal(sorted_scales, torch.where(defined, want, 0xFF))
     assert torch.equal(fused[0][payload], codes[payload])
     assert bool((fused[0][~payload] == 0xFF).all())
+
+
+@pytest.mark.parametrize(("stage", "layout"), [(1, "tiled_32x8"), (2, "row_major")])
+def test_expand(assembly, ids, stage, layout):
+    """Every scale, every code; rows without an expert stay as they are."""
+    sorted_ids, _, _, num_valid = reference.sort_tokens(ids, torch.zeros(TOKENS, TOPK), EXPERTS, BLOCK, LIVE)
+    rows = TOKENS if stage == 1 else TOKENS * TOPK
+    named = reference.defined_payload(sorted_ids, num_valid, stage, TOPK, rows)
+    torch.manual_seed(1)
+    codes = torch.randint(256, (rows, COLUMNS // 2), dtype=torch.uint8)
+    scales = torch.arange(rows * (COLUMNS // 32)).view(rows, -1).to(torch.uint8)
+    assert len(scales[named].unique()) == 256
+    want = reference.dequantise(codes, scales).bfloat16()
+    codes[~named] = 0xFF
+    sorted_scales = reference.sort_scales(scales, sorted_ids, num_valid, stage, TOPK, layout)
+    sorted_ids[int(num_valid[0]) :] = 0
+    operands = {"x": codes, "x_stride": COLUMNS // 2, "x_scales": sorted_scales}
+    operands |= {"sorted_ids": sorted_ids, "num_valid": num_valid}
+    found = poison(rows, COLUMNS, dtype=torch.bfloat16)
+    tiles = len(sorted_scales) // 32 * -(-COLUMNS // 32 // TILES["expand"]["groups"])
+    run(assembly[f"expand {stage}"], f"expand {stage}", operands, [found], TOKENS, tiles)
+    assert torch.equal(found[named].isnan(), want[named].isnan())
+    assert torch.equal(found[named].nan_to_num(0).view(torch.int16), want[named].nan_to_num(0).view(torch.int16))
+    assert bool((found[~named].view(torch.uint8) == 0xFF).all())

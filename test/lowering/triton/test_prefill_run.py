@@ -51,6 +51,10 @@ KERNELS: dict[str, tuple[str, dict[str, Any]]] = {
         "prefill_gate_up",
         GATE_UP | {"block": 64, "hidden": 160, "intermediate": 96, "topk": 1, "activation": "gelu", "has_bias": False},
     ),
+    "gate_up of 64 rows, 16 warps": (
+        "prefill_gate_up",
+        GATE_UP | {"block": 64, "hidden": 1088, "intermediate": 96, "num_warps": 16, "ring": 3, "has_weights": False},
+    ),
     "gate_up of 128 rows": ("prefill_gate_up", GATE_UP | B128 | {"hidden": 160, "programs": 2}),
     "gate_up, more programs than units": ("prefill_gate_up", GATE_UP | {"programs": 40, "hidden": 32}),
     "down": ("prefill_down", DOWN),
@@ -95,9 +99,7 @@ def backwards(programs: int) -> list[int]:
     return list(range(programs))[::-1]
 
 
-@pytest.mark.parametrize(
-    ("name", "divisible"), [*((name, 16) for name in KERNELS), *((name, 1) for name in UNALIGNED)]
-)
+@pytest.mark.parametrize(("name", "divisible"), [*((name, 16) for name in KERNELS), *((name, 1) for name in UNALIGNED)])
 def test_equals_the_product(assembly, name, divisible):
     template, params = KERNELS[name]
     call, text = Call(template, params, TOKENS, aligned=divisible == 16), assembly[name][divisible]

@@ -207,9 +207,14 @@ def _lop3(machine, parts, operands):
 def _bfe(machine, parts, operands):
     to, given, start, count = operands
     kind = TYPES[parts[-1]]
-    assert not np.issubdtype(kind, np.signedinteger), "bfe of signed numbers"
     first, bits = (machine.value(operand, np.uint32).astype(np.uint64) & np.uint64(0xFF) for operand in (start, count))
     mask = (np.uint64(1) << bits) - np.uint64(1)
+    if np.issubdtype(kind, np.signedinteger):
+        assert ((bits > 0) & (first + bits <= 8 * np.dtype(kind).itemsize)).all(), "bfe past the sign"
+        found = machine.value(given, kind).astype(np.int64).view(np.uint64) >> first & mask
+        negative = (found >> bits - np.uint64(1) & np.uint64(1)).astype(bool)
+        machine.set(to, np.where(negative, found | ~mask, found).astype(kind))
+        return
     machine.set(to, (machine.value(given, kind).astype(np.uint64) >> first & mask).astype(kind))
 
 

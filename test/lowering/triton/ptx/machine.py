@@ -3,8 +3,8 @@
 It follows the PTX ISA and nothing else, so that a whole kernel, Gluon and inline assembly included, is judged by what
 the assembler gets. Threads that branch apart go on from the lowest instruction and meet again there. Instructions of a
 warp or a warpgroup demand all of its threads. An instruction without a rule, a race or an access out of bounds is an
-error with its line. The launch in front may still run when a kernel starts: what that wrote, and what this one writes, is touched
-behind `griddepcontrol.wait` alone, which every thread executes.
+error with its line. The launch in front may still run when a kernel starts: what that wrote, and what this one writes,
+is touched behind `griddepcontrol.wait` alone, which every thread executes.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def _declare(kernel: Kernel, statement: str, scopes: list[dict[str, str]]) -> No
     for found in names.split(","):
         name, count = _DECLARED.fullmatch(found.strip()).groups()
         for own in [name] if count is None else [f"{name}{number}" for number in range(int(count))]:
-            # Names of an inner scope get a number: they hide none of an outer one, and each scope has its own registers.
+            # Names of an inner scope get a number: they hide no outer one, and each scope has registers of its own.
             scopes[-1][own] = own if len(scopes) == 1 else f"{own}@{len(kernel.registers)}"
             kernel.registers[scopes[-1][own]] = bits
 

@@ -1,0 +1,153 @@
+"""The prefill kernels for sm_90, judged by their code. benchmarks/prefill_products.py runs them on a GPU."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import triton
+
+from moeloom.lowering.targets import TARGETS
+from moeloom.lowering.triton import build
+from moeloom.lowering.triton.architecture import ARCHITECTURES
+from moeloom.lowering.triton.compile import CODE, FACTS
+from moeloom.lowering.triton.templates import TEMPLATES
+from moeloom.lowering.workers import CompileError
+
+DISASSEMBLER = Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
+GPT_OSS = {
+    "hidden": 2880,
+    "intermediate": 2880,
+    "topk": 4,
+    "x": "bf16",
+    "has_bias": True,
+    "has_weights": False,
+    "stream_warps": 8,
+    "programs": 264,
+    "activation": "swiglu",
+    "alpha": 1.702,
+    "limit": 7.0,
+}
+DOWN = {name: value for name, value in GPT_OSS.items() if name not in ("activation", "alpha", "limit")}
+DOWN |= {"has_weights": True, "stream_warps": 4}
+CHUNKS = 15  # a record of 2880 columns
+PRODUCTS = 4  # a chunk
+KNOWN_SPILLS = 64
+"""Bytes that blocks of 64 and 128 rows spill between units, of two programs an SM."""
+KNOWN_RELOADS = {"gate_up_128": 3, "down_128": 2}
+"""Words of them that a record of 60 products takes back."""
+
+
+def kernel(product: str, block: int, **changed: int) -> dict:
+    """With the table's tile."""
+    tile = TARGETS["sm_90"].tile(f"prefill_{product}", block=block)
+    params = {**(GPT_OSS if product == "gate_up" else DOWN), "block": block, **tile, **changed}
+    return {"template": f"prefill_{product}", "params": params}
+
+
+KERNELS = {
+    **{f"gate_up_{block}": kernel("gate_up", block) for block in (32, 64, 128)},
+    **{f"down_{block}": kernel("down", block) for block in (32, 64, 128)},
+    "gate_up_8": kernel("gate_up", 8),
+    # Records of 11 chunks: steps of one.
+    "down_of_11": kernel("down", 64, intermediate=1408),
+}
+TABLE = tuple(name for name in KERNELS if name != "down_of_11")
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory) -> dict[str, Path]:
+    """The folders of the aligned variants."""
+    cache = tmp_path_factory.mktemp("cache")
+    made = build.compile_kernels(KERNELS, ARCHITECTURES["sm_90"], cache, lambda *_: None, {})
+    return {name: folders[16] for name, folders in made.items()}
+
+
+@pytest.fixture(scope="module")
+def records(compiled) -> dict[str, list[str]]:
+    """The machine code of each kernel from the first product of a record to its last."""
+    return {name: record(instructions(folder)) for name, folder in compiled.items()}
+
+
+def instructions(folder: Path) -> list[str]:
+    """The machine code in order."""
+    listing = subprocess.run([DISASSEMBLER, "-c", folder / CODE], capture_output=True, text=True, check=True).stdout
+    return re.findall(r"^ +/\*[0-9a-f]{4,}\*/ +([^;]+);", listing, re.MULTILINE)
+
+
+def record(code: list[str]) -> list[str]:
+    products = [place for place, text in enumerate(code) if "HGMMA" in text]
+    return code[products[0] : products[-1] + 1]
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_keeps_its_products_in_registers(compiled, records, name):
+    """What blocks of many rows spill they do not touch between products, but for a few words of 128 rows."""
+    facts = json.loads((compiled[name] / FACTS).read_text())
+    assert facts["registers"] <= 128
+    assert facts["spills"] <= (KNOWN_SPILLS if KERNELS[name]["params"]["block"] >= 64 else 0)
+    assert not [text for text in records[name] if re.match(r"(@!?U?P\d )?STL", text)]
+    reloads = [text for text in records[name] if re.match(r"(@!?U?P\d )?LDL", text)]
+    assert len(reloads) <= KNOWN_RELOADS.get(name, 0)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_multiplies_a_record_out_of_registers(compiled, records, name):
+    facts = json.loads((compiled[name] / FACTS).read_text())
+    shape = f"m64n{KERNELS[name]['params']['block']}k16"
+    assert facts["matrix"] == {f"wgmma.mma_async.sync.aligned.{shape}.f32.bf16.bf16": PRODUCTS * CHUNKS}
+    products = [text for text in records[name] if "HGMMA" in text]
+    assert len(products) == PRODUCTS * CHUNKS
+    # Sums, weights in registers, and a matrix in shared memory by its descriptor.
+    assert all(re.search(r"HGMMA\S+ R\d+, R\d+, gdesc\[UR\d+\]", text) for text in products)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_products_are_not_waited_for_one_by_one(records, name):
+    """Where ptxas cannot tell that registers are free it puts an ARRIVE and a DEPBAR around each HGMMA."""
+    products = sum("HGMMA" in text for text in records[name])
+    waits = [text for text in records[name] if "WARPGROUP" in text]
+    assert len(waits) <= 2 * products // PRODUCTS + products // PRODUCTS * (name == "down_of_11") + 1
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_weights_come_by_sixteen_bytes(records, name):
+    loads = [text for text in records[name] if re.match(r"(@!?U?P\d )?LDG", text)]
+    wide = [text for text in loads if re.search(r"LDG\S*\.128 ", text)]
+    chunks = sum("HGMMA" in text for text in records[name]) // PRODUCTS
+    assert len(wide) >= chunks - 2  # some come before the first product
+    assert not [text for text in loads if re.search(r"LDG\S*\.U8|LDG\S*\.U16", text)]
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_two_programs_fit_an_sm(compiled, name):
+    facts = json.loads((compiled[name] / FACTS).read_text())
+    assert 2 * (facts["shared"] + 1024) <= 228 * 1024
+
+
+@pytest.mark.parametrize("template", ["prefill_gate_up", "prefill_down"])
+def test_the_stream_is_one_operand(template):
+    params = KERNELS[f"{template.removeprefix('prefill_')}_64"]["params"]
+    types = dict(TEMPLATES[template].arguments(params))
+    assert types["weight"] == "*i32"
+    first = ["x", "x_stride"] if template == "prefill_gate_up" else ["x"]
+    shares = ["sorted_weights"] if template == "prefill_down" else []
+    lists = ["sorted_ids", "expert_ids", "num_valid", *shares]
+    assert list(types) == [*first, *lists, "weight", "bias", "h" if template == "prefill_gate_up" else "out"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"x": "f16"}, "not of 64 rows of f16"),
+        ({"block": 24}, "not of 24 rows of bf16"),
+        ({"x": "f4E2M1FN"}, "f4E2M1FN"),
+    ],
+)
+@pytest.mark.parametrize("template", ["prefill_gate_up", "prefill_down"])
+def test_refuses_what_it_cannot_do(template, changed, message):
+    params = KERNELS[f"{template.removeprefix('prefill_')}_64"]["params"] | changed
+    with pytest.raises(CompileError, match="take sort blocks of 8, 16, 32, 64, 128 rows of bf16, not of") as refusal:
+        TEMPLATES[template].constants(params)
+    assert re.search(message, str(refusal.value)) and "\n" not in str(refusal.value)
