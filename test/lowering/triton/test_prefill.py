@@ -108,7 +108,8 @@ def test_products_are_not_waited_for_one_by_one(records, name):
     """Where ptxas cannot tell that registers are free it puts an ARRIVE and a DEPBAR around each HGMMA."""
     products = sum("HGMMA" in text for text in records[name])
     waits = [text for text in records[name] if "WARPGROUP" in text]
-    assert len(waits) <= 2 * products // PRODUCTS + products // PRODUCTS * (name == "down_of_11") + 1
+    # A step of one chunk waits once more.
+    assert len(waits) <= (3 if name == "down_of_11" else 2) * (products // PRODUCTS) + 1
 
 
 @pytest.mark.parametrize("name", KERNELS)

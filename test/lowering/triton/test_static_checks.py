@@ -4,6 +4,7 @@ The layer is compiled as users compile it: with both activations, in one stage a
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from itertools import product
@@ -17,11 +18,15 @@ from moeloom.lowering.triton.compile import ASSEMBLY
 from moeloom.lowering.triton.templates import TEMPLATES
 
 TARGETS = ("gfx950", "gfx942", "sm_90")
-PRODUCTS = ("gate_up", "down", "experts_one_stage")
-STREAMING = ("quant", "quant_sort", "combine", *PRODUCTS)
+PREFILL = ("prefill_gate_up", "prefill_down")
+PRODUCTS = ("gate_up", "down", "experts_one_stage", *PREFILL)
+STREAMING = ("quant", "quant_sort", "combine", "expand", *PRODUCTS)
+MOST_ROWS = {"decode_gate_up": 8, "decode_down": 8, **dict.fromkeys(PREFILL, 32)}
+"""Rows of a block beside which a kernel has registers for all it holds."""
 KIB = 1024
-DECODE = {"gfx950": (), "gfx942": (), "sm_90": ("decode_gate_up", "decode_down")}
-"""Decode kernels of the layout of weights that is taken where none is asked for; test_decode_mfma.py has the others."""
+OWN = {"gfx950": (), "gfx942": (), "sm_90": ("decode_gate_up", "decode_down", *PREFILL, "expand", "route_sort")}
+"""Kernels that not every target has, of the layout of weights that is taken where none is asked for; the others are in
+test_decode_mfma.py."""
 SM_REGISTERS, SM_SHARED = 64 * KIB, 228 * KIB  # of an SM of compute capability 9.0
 
 
@@ -32,7 +37,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def layers(make_checkpoint, folder) -> dict[tuple[str, str], dict]:
+def layers(make_checkpoint, folder) -> dict[tuple, dict]:
     """(activations, stages) -> the manifest's targets."""
     sizes = {"layers": 1, "hidden": 2880, "intermediate": 2880, "experts": 128, "topk": 4, "vocab": 64}
     heads = {"attention_heads": 2, "key_value_heads": 2, "head_dim": 32, "seed": 0}
@@ -44,13 +49,19 @@ def layers(make_checkpoint, folder) -> dict[tuple[str, str], dict]:
         options = {"activations": activations, "stages": stages, "weights": "none", "cache": folder / "cache"}
         moeloom.compile(config, path, targets=TARGETS, **options)
         made[activations, stages] = json.loads((path / "manifest.json").read_text())["targets"]
+    # The portable products, which sm_90 takes for weights as they are alone.
+    for activations in ("mxfp4", "bf16"):
+        path = folder / f"{activations}-rows.moel"
+        options = {"activations": activations, "weight_layout": "row_major", "weights": "none"}
+        moeloom.compile(config, path, targets=["sm_90"], stages=2, cache=folder / "cache", **options)
+        made[activations, "row_major 2"] = json.loads((path / "manifest.json").read_text())["targets"]
     return made
 
 
 def variants(layers: dict, target: str, templates: tuple[str, ...] = ()) -> Iterator[tuple[str, dict, dict]]:
     """(a name for messages, the kernel, a variant of it) of all kernels, or of those made from `templates`."""
     for (activations, stages), targets in layers.items():
-        for name, kernel in targets[target]["kernels"].items():
+        for name, kernel in targets.get(target, {"kernels": {}})["kernels"].items():
             for variant in kernel["variants"]:
                 if not templates or kernel["template"] in templates:
                     yield f"{name} {activations} {stages} stages, {variant['divisible']}", kernel, variant
@@ -60,18 +71,19 @@ def variants(layers: dict, target: str, templates: tuple[str, ...] = ()) -> Iter
 def test_takes_every_template_from_a_layer(layers, target):
     """So that nothing below holds of nothing."""
     found = {kernel["template"] for _, kernel, _ in variants(layers, target)}
-    own = {*DECODE[target], *(["route_sort"] if target == "sm_90" else [])}
-    assert found == {name for name in TEMPLATES if name in own or not name.startswith(("decode_", "route_sort"))}
+    some = ("decode_", "prefill_", "route_sort", "expand")
+    assert found == {name for name in TEMPLATES if name in OWN[target] or not name.startswith(some)}
     assert {variant["divisible"] for _, _, variant in variants(layers, target)} == {16, 1}
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_keeps_everything_in_registers(layers, target):
-    """But for words of a unit in the decode kernels of 16 rows: test_decode.py sees that no product touches them."""
+    """But for words of a unit in the decode kernels of 16 rows and prefill kernels of 64 or more: test_decode.py and
+    test_prefill.py see that products hardly touch them."""
     found = [
         (name, variant)
         for name, kernel, variant in variants(layers, target)
-        if not (kernel["template"] in ("decode_gate_up", "decode_down") and kernel["params"]["block"] > 8)
+        if kernel["params"].get("block", 0) <= MOST_ROWS.get(kernel["template"], math.inf)
     ]
     spilling = {name: variant["spills"] for name, variant in found if variant["spills"]}
     private = {name: variant["stack"] for name, variant in found if variant["stack"]}
