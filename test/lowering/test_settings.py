@@ -38,7 +38,7 @@ def test_what_is_in_force():
     rows = {"block": 32, "quantised": True}
     assert in_force(SM_90, "down", rows) == SM_90.tile("down", **rows)
     assert in_force(SM_90, "prefill_down", {"block": 128}) == SM_90.tile("prefill_down", block=128)
-    assert in_force(SM_90, "prefill_down", {}) == SM_90.tile("prefill_down", block=64)
+    assert in_force(SM_90, "prefill_down", {}) == SM_90.tile("prefill_down", block=32)
 
 
 @pytest.mark.parametrize(
