@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton import knobs
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 FIRST_ARCHITECTURE = 90
@@ -17,8 +18,8 @@ FIRST_ARCHITECTURE = 90
 
 @triton.constexpr_function
 def overlaps(target):
-    """Whether launches of a TARGET can overlap."""
-    return target.startswith("sm_") and int(target.removeprefix("sm_")) >= FIRST_ARCHITECTURE
+    """Whether launches of a TARGET can overlap. The interpreter runs one after another, and knows no such instruction."""
+    return not knobs.runtime.interpret and target.startswith("sm_") and int(target.removeprefix("sm_")) >= FIRST_ARCHITECTURE
 
 
 @triton.jit
