@@ -18,8 +18,10 @@ FIRST_ARCHITECTURE = 90
 
 @triton.constexpr_function
 def overlaps(target):
-    """Whether launches of a TARGET can overlap. The interpreter runs one after another, and knows no such instruction."""
-    return not knobs.runtime.interpret and target.startswith("sm_") and int(target.removeprefix("sm_")) >= FIRST_ARCHITECTURE
+    """Whether launches of a TARGET can overlap. Interpreted ones run one after another, without such instructions."""
+    if knobs.runtime.interpret or not target.startswith("sm_"):
+        return False
+    return int(target.removeprefix("sm_")) >= FIRST_ARCHITECTURE
 
 
 @triton.jit
