@@ -32,7 +32,7 @@ lit: $(INSTALLED)
 	$(BIN)/lit --quiet test
 
 pytest: $(INSTALLED)
-	$(BIN)/pytest --numprocesses 2
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 docs: $(INSTALLED)
 	$(BIN)/python -m moeloom.tools.docs
