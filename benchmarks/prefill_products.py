@@ -37,20 +37,21 @@ TIMED_SHAPE = "gpt_oss"
 TIMED = (256, 512, 1024, 2048, 4096)
 EXPERTS = 128
 GRAPH_SECONDS = 0.02
-REGISTERS = 65536
 
 
 def kernels() -> Iterator[Described]:
     """Both products of every shape and block, with the tile of the table."""
     from moeloom.lowering.packing import STREAM_WARPS
     from moeloom.lowering.targets import target
+    from moeloom.lowering.triton.architecture import ARCHITECTURES
+    from moeloom.lowering.triton.decode_launches import programs_by_registers
 
     for shape, blocks in CHECKED_SHAPES.items():
         sizes = BASE | {key: value for key, value in SHAPES[shape].items() if key not in ("splits", "weights_in")}
         for block in blocks:
             for product in ("gate_up", "down"):
                 tile = target("sm_90").tile(f"prefill_{product}", block=block)
-                programs = SM * REGISTERS // (tile["maxnreg"] * tile["num_warps"] * 32)
+                programs = SM * programs_by_registers(ARCHITECTURES["sm_90"], tile["maxnreg"], tile["num_warps"])
                 own = {"block": block, "programs": programs, "stream_warps": STREAM_WARPS[product], "splits": 1}
                 params = sizes | own | {"has_weights": product == "down"} | dict(tile)
                 yield f"{shape}_{block}.{product}", f"prefill_{product}", params
@@ -62,7 +63,10 @@ def time_product(product: Product, m: int) -> str:
     routed = [routing(m, product.params["topk"], EXPERTS, product.params["block"])[2] for _ in range(LAYERS)]
     x, result = product.x(m), product.result(m)
     calls = [[*product.operands(x, routed[i], streams[i])[0], result] for i in range(LAYERS)]
-    launch = lambda layer: product.kernel.launch(calls[layer], m)  # noqa: E731
+
+    def launch(layer: int) -> None:
+        product.kernel.launch(calls[layer], m)
+
     once = measure(launch, False, LAYERS)[0]
     launches = max(LAYERS, int(GRAPH_SECONDS * 1e6 / once) // LAYERS * LAYERS)
     time = measure(launch, False, launches)[0]

@@ -117,7 +117,8 @@ TARGETS: dict[str, Target] = {
     "gfx942": _gpu("gfx942", tiles.GFX942, untimed=MFMA_STREAM),
     # The same on an H200, E = 128, blocks of 8 rows, H = 2880 and 7168 (docs/h200.md): the split pair has one launch
     # more, about 1.3 us.
-    # Routing in the token sort's launch saves about 1 us of a layer at M = 1 and 8.
+    # With routing in the token sort's launch benchmarks/moe_layer.py gave 32.3 us at M = 1, before 33.3; where the pair
+    # overtakes it was not timed.
     "sm_90": _gpu("sm_90", tiles.SM_90, fused_rows=(128, 2048), stream={"stream": STREAM}, route_sort_tokens=8),
     "sm_80": _gpu("sm_80", tiles.SM_90),
     "sm_100": _gpu("sm_100", tiles.SM_90),
