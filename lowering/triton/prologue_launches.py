@@ -30,7 +30,7 @@ def lower_route(lower: FunctionLowering, op: moe.RouteOp) -> list[ir.Value]:
     def apart() -> list[ir.Value]:
         weights, ids = _route(lower, op)
         lower.op = sort.operation.name
-        return [weights, ids, *_sort(lower, sort, [ids, weights, *list(sort.operands)[2:]])]
+        return [weights, ids, *_sort(lower, sort, [ids, weights, *list(sort.operands)[2:]], own, lists)]
 
     why = f"routing and token sort in one launch up to {limit} tokens on {lower.target.name}"
     made = _marked(lower.alternatives("prologue", limit, why, [kind for kind, _ in results], (joined, apart)), sort)
@@ -74,11 +74,11 @@ def _route(lower: FunctionLowering, op: moe.RouteOp) -> list[ir.Value]:
 def lower_sort(lower: FunctionLowering, op: moe.SortTokensOp) -> list[ir.Value]:
     """The token sort, unless its router's launch has it."""
     made = next((results for joined, results in lower.made if joined == op.operation), None)
-    return (_sort(lower, op, list(op.operands)) if made is None else made)[: len(op.results)]
+    return (_sort(lower, op, list(op.operands), *_lists(lower, op)) if made is None else made)[: len(op.results)]
 
 
 def _lists(lower: FunctionLowering, op: moe.SortTokensOp) -> tuple[Params, Results]:
-    """Params of a token sort and what it makes."""
+    """Params of a token sort and what it makes, for every M that reaches the insertion point."""
     params, sort = sort_params(op)
     # The fused quantiser asks where each slot went.
     readers = [use.owner.opview for use in op.sorted_ids.uses]
@@ -99,9 +99,10 @@ def _marked(results: list[ir.Value], op: moe.SortTokensOp) -> list[ir.Value]:
     return results
 
 
-def _sort(lower: FunctionLowering, op: moe.SortTokensOp, who: Sequence[ir.Value]) -> list[ir.Value]:
+def _sort(
+    lower: FunctionLowering, op: moe.SortTokensOp, who: Sequence[ir.Value], params: Params, lists: Results
+) -> list[ir.Value]:
     """One launch for few tokens, three that spread over the device for many. `who`: the op's operands."""
-    params, lists = _lists(lower, op)
     experts = params["experts"]
     limit = lower.target.sort_tokens
 
