@@ -88,7 +88,7 @@ def compile(
     "row_major" that of the checkpoint, which holds any scale, "stream" that of its decode kernels, where it has any.
     tuning: tables that `moeloom tune` wrote, one a target at most; their rows stand before the target's own.
     require_fusion: refuse unless that many sites were fused. dump_phases: a folder for the IR after each phase.
-    cache: where object files are kept between compilations (default: `.cache/moeloom` in the home directory).
+    cache: where imports and code are kept between compilations (default: `.cache/moeloom` in the home directory).
 
     Raises an error of one line, and writes nothing, where the model, an option or the machine does not fit.
     """
@@ -113,7 +113,11 @@ def compile(
     job = _Job(progress or (lambda phase, done, total: None))
     with ArtifactWriter(Path(output), overwrite=overwrite) as artifact:
         with job.phase("import"):
-            imported = model if isinstance(model, ImportedModule) else import_torch(model, activations=activations)
+            imported = (
+                model
+                if isinstance(model, ImportedModule)
+                else import_torch(model, activations=activations, cache=folder)
+            )
         if weights == "copy" and imported.weights is None and imported.needs_weights:
             raise CompileRefused(
                 f"{model} has no weights; give a checkpoint directory, or compile with --weights random or none"

@@ -273,3 +273,47 @@ def test_opening_a_checkpoint_reads_no_tensor(checkpoint, monkeypatch):
     monkeypatch.setattr(Checkpoint, "get", None)
     monkeypatch.setattr(Checkpoint, "expert", None)
     assert import_torch(checkpoint("mixtral")).entries
+
+
+def without_importing(model, cache):
+    """What a new process imports of `model` where anything that imports it anew is an error."""
+    code = (
+        "import sys, pathlib, moeloom\n"
+        "sys.modules['moeloom.block_import'] = None\n"
+        "found = moeloom.import_torch(sys.argv[1], cache=pathlib.Path(sys.argv[2]))\n"
+        "print(found.module.operation.get_asm(enable_debug_info=True))\n"
+        "sys.exit('transformers' in sys.modules or 'torch_mlir.extras.fx_importer' in sys.modules)"
+    )
+    return subprocess.run([sys.executable, "-c", code, model, cache], capture_output=True, text=True, timeout=100)
+
+
+@pytest.mark.parametrize("file", ["", "config.json"])
+def test_a_kept_import_is_the_import(tmp_path, checkpoint, file):
+    model = checkpoint("gpt_oss") / file
+    assert "ModuleNotFoundError" in without_importing(model, tmp_path).stderr
+    made = import_torch(model, cache=tmp_path)
+    (kept,) = tmp_path.iterdir()
+    again = import_torch(model, cache=tmp_path)
+    for imported in (made, again, import_torch(model)):
+        assert imported.module.operation.get_asm(enable_debug_info=True) == kept.read_text()
+    done = without_importing(model, tmp_path)
+    assert (done.returncode, done.stdout.strip()) == (0, kept.read_text().strip())
+    if not file:
+        assert again.weights.dtypes == made.weights.dtypes
+        assert again.weights.dtypes["model.layers.0.mlp.experts.down_proj_scales"] == torch.uint8
+
+
+def test_what_a_kept_import_depends_on_is_imported_anew(tmp_path, checkpoint):
+    import_torch(checkpoint("gpt_oss"), cache=tmp_path / "kept")
+    import_torch(checkpoint("gpt_oss"), activations="bf16", cache=tmp_path / "kept")
+    import_torch(write_config(tmp_path, checkpoint("gpt_oss"), num_hidden_layers=1), cache=tmp_path / "kept")
+    assert len(list((tmp_path / "kept").iterdir())) == 3
+
+
+def test_a_kept_import_that_was_cut_short_is_made_again(tmp_path, checkpoint):
+    import_torch(checkpoint("gpt_oss"), cache=tmp_path)
+    (kept,) = tmp_path.iterdir()
+    whole = kept.read_text()
+    kept.write_text(whole[: len(whole) // 2])
+    import_torch(checkpoint("gpt_oss"), cache=tmp_path)
+    assert [path.read_text() for path in tmp_path.iterdir()] == [whole]
