@@ -1,12 +1,10 @@
 """Imported modules kept by content, so that a model's second compilation needs no import of it."""
 
 import json
-import os
 import platform
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,15 +28,16 @@ def kept(make: Callable[[], ir.Module], config: Mapping[str, Any], activations: 
             return ir.Module.parseFile(str(path), context)
     module = make()
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".mlir", delete=False, encoding="utf-8") as file:
-        file.write(module.operation.get_asm(enable_debug_info=True))
-    os.replace(file.name, path)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:  # into its place whole, or not at all
+        made = Path(scratch, path.name)
+        made.write_text(module.operation.get_asm(enable_debug_info=True), encoding="utf-8")
+        made.replace(path)
     return module
 
 
 def _key(config: Mapping[str, Any], activations: str) -> str:
     here = Path(__file__).parent
-    tools = [platform.python_version(), version("torch"), sources(here, "moeloom")]
+    tools = [platform.python_version(), sources(here, "torch")]
     tools.append(sources(Path(dialects.__file__).parent, "torch-mlir"))
     found = find_spec("transformers")  # without importing it
     if found is not None and found.origin is not None:
