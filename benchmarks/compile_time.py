@@ -16,19 +16,7 @@ from pathlib import Path
 
 import click
 
-CONFIG = {
-    "architectures": ["GptOssForCausalLM"],
-    "model_type": "gpt_oss",
-    "hidden_size": 2880,
-    "intermediate_size": 2880,
-    "num_local_experts": 128,
-    "num_experts_per_tok": 4,
-    "num_attention_heads": 64,
-    "num_key_value_heads": 8,
-    "head_dim": 64,
-    "vocab_size": 201088,
-    "quantization_config": {"quant_method": "mxfp4"},
-}
+from moeloom.shape import Shape
 
 
 def seconds(home: Path, options: list[str]) -> tuple[float, float]:
@@ -49,7 +37,7 @@ def seconds(home: Path, options: list[str]) -> tuple[float, float]:
 def main(targets: tuple[str, ...], activations: str, layers: int, as_json: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        (home / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": layers}))
+        (home / "config.json").write_text(json.dumps(Shape(2880, 2880, 128, 4, layers).config()))
         options = ["--weights", "random", "--overwrite", "--activations", activations, "-o", str(home / "made.moel")]
         options += [word for target in targets for word in ("--target", target)]
         subprocess.run([sys.executable, "-c", "import moeloom.compiler, transformers"], check=True, capture_output=True)
