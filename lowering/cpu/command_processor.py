@@ -3,7 +3,8 @@
 A command is over when its tiles are, not when every thread has arrived: a thread that the scheduler keeps away costs
 its share of the work and nothing else. Counters carry the epoch of their run in the upper half, so that a thread that
 comes late finds either work of its own run or another epoch, and leaves. Tiles are taken in runs that shrink towards
-the end: neighbouring tiles are neighbours in memory, and the threads still finish together.
+the end: neighbouring tiles are neighbours in memory and share what a kernel prepares, and the threads still finish
+together.
 """
 
 SPINS = 4096
@@ -52,13 +53,9 @@ llvm.func @moeloom_run(%commands: !llvm.ptr, %count: i64, %threads: i64, %epoch:
   %swap = llvm.cmpxchg %next, %seen, %wanted acq_rel monotonic : !llvm.ptr, i64
   %taken = llvm.extractvalue %swap[1] : !llvm.struct<(i64, i1)>
   %end = llvm.add %first, %run : i64
-  llvm.cond_br %taken, ^tile(%first : i64), ^take
-^tile(%tile: i64):
-  llvm.call %kernel(%args, %tile) : !llvm.ptr, (!llvm.ptr, i64) -> ()
-  %following_tile = llvm.add %tile, %one : i64
-  %again = llvm.icmp "slt" %following_tile, %end : i64
-  llvm.cond_br %again, ^tile(%following_tile : i64), ^count
-^count:
+  llvm.cond_br %taken, ^tiles, ^take
+^tiles:
+  llvm.call %kernel(%args, %first, %end) : !llvm.ptr, (!llvm.ptr, i64, i64) -> ()
   %before = llvm.atomicrmw add %finished, %run acq_rel : !llvm.ptr, i64
   llvm.br ^take
 ^meet(%turns: i64):

@@ -43,7 +43,7 @@ def down_weight(k: KernelFunction, params: Mapping[str, Any], has_bias: bool) ->
 
 def down_product(tier: Tier, params: Mapping[str, Any], h: Buffer, weight: Weight) -> Product:
     how = decoder(tier, params["x"])
-    stack = Product.stack(how, weight.groups, 1)
+    stack = Product.stack(how, weight.groups, 1, params["block"])
     return Product(tier, how, params["x"], h, params["intermediate"], Block.routed, weight, **stack)
 
 

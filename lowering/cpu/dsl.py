@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from torch_mlir import ir
-from torch_mlir.dialects import arith, llvm, memref, scf, vector
+from torch_mlir.dialects import arith, func, llvm, memref, scf, vector
 
 Number = int | float
 Like: TypeAlias = "Val | int | float"
@@ -315,10 +315,17 @@ class Buffer:
 
     @staticmethod
     def stack(count: int, element: ir.Type) -> Buffer:
-        """`count` elements on the stack, aligned to 64 bytes. Build it outside loops."""
+        """`count` elements on the stack for the whole call, wherever it is built, aligned to 64 bytes."""
         kind = ir.MemRefType.get([count], element)
-        op = memref.AllocaOp(kind, [], [], alignment=64)
-        return Buffer(op.result, element)
+        with ir.InsertionPoint.at_block_begin(_function().entry_block):
+            return Buffer(memref.AllocaOp(kind, [], [], alignment=64).result, element)
+
+    def fill_once(self, value: Number) -> Buffer:
+        """Of a stack buffer: every element is `value` when the function is called."""
+        with ir.InsertionPoint.after(self.memref.owner):
+            for position in range(self.memref.type.shape[0]):
+                self.store(value, position)
+        return self
 
     def load(self, position: Like, lanes: int | None = None) -> Val:
         where = _position(position)
@@ -345,6 +352,14 @@ class Buffer:
             vector.store(value.v, self.memref, [_position(position)])
         else:
             memref.store(value.v, self.memref, [_position(position)])
+
+
+def _function() -> func.FuncOp:
+    """The one being built."""
+    op = ir.InsertionPoint.current.block.owner
+    while op.name != "func.func":
+        op = op.parent
+    return op.opview
 
 
 def _position(position: Like) -> ir.Value:

@@ -50,7 +50,9 @@ def gate_up_weight(k: KernelFunction, params: Mapping[str, Any], has_bias: bool)
 
 def gate_up_product(tier: Tier, params: Mapping[str, Any], x: Buffer, stride: Val, weight: Weight) -> Product:
     how = decoder(tier, params["x"])
-    return Product(tier, how, params["x"], x, stride, Block.token, weight, **Product.stack(how, weight.groups, 2))
+    return Product(
+        tier, how, params["x"], x, stride, Block.token, weight, **Product.stack(how, weight.groups, 2, params["block"])
+    )
 
 
 def gate_up(

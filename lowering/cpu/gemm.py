@@ -1,7 +1,8 @@
 """Products of gathered activation rows with MXFP4 expert weights, 16 output rows at a time.
 
-A token tile is a few live rows of a sort block. Its rows are staged once, in f32 or bf16 pairs, group by group, so that
-the inner loop has one base address and no stride; then each decoded weight meets all of them.
+A token tile is a few live rows of a sort block. Its rows are staged as the decoder wants them, group by group, so that
+the inner loop has one base address and no stride; then each decoded weight meets all of them. They stay staged for the
+next 16 output rows of the same sort block.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from typing import Any
 
 from .amx import TOKENS, Matrix
 from .decode import GROUP, ROWS, Amx, Decoder
-from .dsl import Buffer, Val, const, f32, i32, index, loop, vec, when
+from .dsl import Buffer, Val, const, f32, i32, i64, index, loop, when
 from .multiply import Weight, multiply
-from .numbers import widen
 from .sort_block import Block
 from .tiers import Tier
 
+_STAGED_ROWS = 32
+"""Rows of a sort block that stay staged from one tile to the next."""
 _FALLBACK_TOKENS = 8
 """Tokens at a time where AMX cannot do a weight tile."""
 
@@ -38,15 +40,19 @@ class Product:
     """The row of x of a live row: Block.token or Block.routed."""
     weight: Weight
     staged: Buffer
+    held: Buffer
+    """The first sorted row of each staged token tile, so that a block's next tile finds its rows there."""
     sums: Buffer
     matrix: Matrix | None
 
     @staticmethod
-    def stack(how: Decoder, groups: int, tiles: int) -> dict[str, Any]:
-        """The stack buffers of a product with `tiles` row tiles at once. Build them at the start of a kernel."""
+    def stack(how: Decoder, groups: int, tiles: int, block: int) -> dict[str, Any]:
+        """The stack buffers of a product with `tiles` row tiles at once, for sort blocks of `block` rows."""
         rows = how.token_tiles[-1]
+        places = -(-min(block, _STAGED_ROWS) // rows)
         return {
-            "staged": Buffer.stack(rows * groups * GROUP // how.columns, how.staged),
+            "staged": Buffer.stack(places * rows * groups * how.span, how.staged),
+            "held": Buffer.stack(places, i64()).fill_once(-1),
             "sums": Buffer.stack(tiles * rows * ROWS, f32()),
             "matrix": Matrix.stack() if isinstance(how, Amx) else None,
         }
@@ -87,28 +93,31 @@ class Product:
         return weight.bias.load((block.expert * weight.tiles + tile) * ROWS + first, lanes)
 
     def _staged(self, block: Block, first: Val, rows: Val, pitch: Val, tokens: int) -> Buffer:
-        """The rows of a token tile, staged; a lone row of bf16 pairs already lies as it should."""
-        if tokens == 1 and self.how.columns == 2:
+        """The rows of a token tile, staged; a lone row may already lie as it should."""
+        if tokens == 1 and self.how.staged_as_it_is:
             return Buffer.at(self.x.pointer(self.source(block, first) * self.stride).v, i32())
-        self._stage(block, first, rows, pitch)
-        return self.staged
+        widest, places = self.how.token_tiles[-1], self.held.memref.type.shape[0]
+        place = first // widest % places
+        start = place * (widest * self.weight.groups * self.how.span)
+        staged = Buffer.at(self.staged.pointer(start).v, self.staged.element)
+        row = (block.first + first).to(i64())
 
-    def _stage(self, block: Block, first: Val, rows: Val, pitch: Val) -> None:
-        """Rows first .. first+pitch of the block as [groups][pitch][GROUP]; beyond `rows` the last one repeats."""
-        how = self.how
-        span = GROUP // how.columns
+        def stage() -> None:
+            self._stage(block, first, rows, pitch, staged)
+            self.held.store(row, place)
+
+        when(self.held.load(place).ne(row), stage)
+        return staged
+
+    def _stage(self, block: Block, first: Val, rows: Val, pitch: Val, staged: Buffer) -> None:
+        """Rows first .. first+pitch of the block as [groups][pitch][how.span]; beyond `rows` the last one repeats."""
 
         def stage_row(t: Val) -> None:
             start = self.source(block, first + t.min(rows - 1)) * self.stride
 
             def stage_group(g: Val) -> None:
-                there = (g * pitch + t) * span
-                for c in range(0, span, how.lanes):
-                    bits = self.x.load(start + g * GROUP + c * how.columns, how.lanes * how.columns)
-                    if how.columns == 1:
-                        self.staged.store(widen(bits, self.x_kind, self.tier), there + c)
-                    else:
-                        self.staged.store(bits.bits(vec(how.lanes, i32())), there + c)
+                there = (g * pitch + t) * self.how.span
+                self.how.stage(self.x, start + g * GROUP, staged, there, self.x_kind, self.tier)
 
             loop(0, self.weight.groups, 1, [], stage_group)
 

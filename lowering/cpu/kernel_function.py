@@ -1,4 +1,4 @@
-"""One kernel function of the CPU ABI: `void name(void **args, int64_t tile)` (docs/program.md)."""
+"""One kernel function of the CPU ABI: `void name(void **args, int64_t first, int64_t end)` (docs/program.md)."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Callable
 from torch_mlir import ir
 from torch_mlir.dialects import func, llvm
 
-from .dsl import Buffer, Val, i64, index
+from .dsl import Buffer, Val, i64, index, loop
 from .tiers import Tier
 
 
 class KernelFunction:
-    """Hands out the arguments of a kernel in the order of its slots while its body is being built."""
+    """Hands out the arguments of a kernel in the order of its slots while the body of its loop over tiles is being
+    built. What one tile leaves on the stack the next one finds."""
 
-    def __init__(self, tier: Tier, args: ir.Value, tile: ir.Value):
-        self.tier = tier
-        self.tile = Val(tile).to(index())
+    def __init__(self, tier: Tier, args: ir.Value, tile: Val):
+        self.tier, self.tile = tier, tile
         self._args, self._slot = args, 0
 
     def _next(self, kind: ir.Type) -> ir.Value:
@@ -35,10 +35,11 @@ class KernelFunction:
 
 
 def define(name: str, tier: Tier, body: Callable[[KernelFunction], None]) -> None:
-    """Add a kernel to the module at the current insertion point; `body` reads its arguments and builds the code."""
+    """Add a kernel to the module at the insertion point; `body` reads its arguments and builds the code of a tile."""
     pointer = ir.Type.parse("!llvm.ptr")
-    function = func.FuncOp(name, ir.FunctionType.get([pointer, i64()], []))
+    function = func.FuncOp(name, ir.FunctionType.get([pointer, i64(), i64()], []))
     with ir.InsertionPoint(function.add_entry_block()):
-        args, tile = function.arguments
-        body(KernelFunction(tier, args, tile))
+        args, first, end = function.arguments
+        first, end = (Val(bound).to(index()) for bound in (first, end))
+        loop(first, end, 1, [], lambda tile: body(KernelFunction(tier, args, tile)))
         func.return_([])

@@ -53,29 +53,32 @@ def multiply(
     """
     pitch, first_token, count = tokens
     vectors = min(ROWS // how.lanes, max(1, _CHAINS // count))
-    chains = max(1, _CHAINS // (vectors * count))
+    chains = max(1, _CHAINS // (vectors * count * how.parts))
     kind = vec(how.lanes, f32())
-    span = GROUP // how.columns
 
     def some_rows(first: Val) -> None:
         def group(g: Val, *totals: Val) -> list[Val]:
             weight.prefetch(number + g)
             payload_at = (number + g) * _GROUP_BYTES + first * 4
-            x_at = (g * pitch + first_token) * span
-            products = [const(0.0, kind)] * (vectors * count * chains)
+            x_at = (g * pitch + first_token) * how.span
+            zeros = tuple(const(0, how.sums) for _ in range(how.parts))
+            products = [zeros] * (vectors * count * chains)
             for quarter in range(GROUP // QUARTER):
                 words = [
                     how.words(weight.payload, payload_at + (quarter * ROWS + v * how.lanes) * 4) for v in range(vectors)
                 ]
                 for step in range(how.steps):
-                    at = (quarter * QUARTER + how.column(step)) // how.columns
-                    x = [staged.load(x_at + (t * span + at)) for t in range(count)]
+                    x = [how.load(staged, x_at + t * how.span, quarter, step) for t in range(count)]
                     for v in range(vectors):
                         weights = how.weights(words[v], step)
                         for t in range(count):
                             i = (v * count + t) * chains + step % chains
-                            products[i] = how.multiply_add(weights, x[t], products[i])
-            sums_of_group = [_total(products[i : i + chains]) * how.unit for i in range(0, len(products), chains)]
+                            parts = zip(x[t], products[i], strict=True)
+                            products[i] = tuple(how.add(weights, part, total) for part, total in parts)
+            by_chain = [products[i : i + chains] for i in range(0, len(products), chains)]
+            sums_of_group = [
+                how.group_sum(_total(some), staged, x_at + (i % count) * how.span) for i, some in enumerate(by_chain)
+            ]
             out: list[Val] = []
             for v in range(vectors):
                 part = slice(v * count, (v + 1) * count)
@@ -108,7 +111,8 @@ def _scale(how: Decoder, products: list[Val], scales: Val, totals: tuple[Val, ..
     return [how.scale_add(p, scale, total) for p, total in zip(products, totals, strict=True)]
 
 
-def _total(parts: list[Val]) -> Val:
+def _total(parts: list[tuple[Val, ...]]) -> tuple[Val, ...]:
     while len(parts) > 1:
-        parts = [a + b for a, b in zip(parts[::2], parts[1::2], strict=True)]
+        pairs = zip(parts[::2], parts[1::2], strict=True)
+        parts = [tuple(a + b for a, b in zip(*pair, strict=True)) for pair in pairs]
     return parts[0]

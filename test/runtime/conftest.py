@@ -16,7 +16,7 @@ SWITCH = 4  # M up to which the first alternative runs
 SOURCE = """
 #include <stdint.h>
 #include <sched.h>
-typedef struct { void (*kernel)(void **, int64_t); void **args; int64_t tiles, next, finished; } Command;
+typedef struct { void (*kernel)(void **, int64_t, int64_t); void **args; int64_t tiles, next, finished; } Command;
 void moeloom_run(Command *commands, int64_t count, int64_t threads, int64_t epoch) {
     for (int64_t i = 0; i < count; i++) {
         Command *c = &commands[i];
@@ -25,7 +25,7 @@ void moeloom_run(Command *commands, int64_t count, int64_t threads, int64_t epoc
             if (seen >> 32 != epoch) return;
             if (tile >= c->tiles) break;
             if (!__atomic_compare_exchange_n(&c->next, &seen, seen + 1, 0, __ATOMIC_ACQ_REL, 0)) continue;
-            c->kernel(c->args, tile);
+            c->kernel(c->args, tile, tile + 1);
             __atomic_fetch_add(&c->finished, 1, __ATOMIC_ACQ_REL);
         }
         for (int64_t state; (state = __atomic_load_n(&c->finished, __ATOMIC_ACQUIRE)), state >> 32 == epoch;) {
@@ -36,17 +36,17 @@ void moeloom_run(Command *commands, int64_t count, int64_t threads, int64_t epoc
 }
 enum { WIDTH = 8 };
 /* x (strided), factors -> out */
-void scale_rows(void **args, int64_t row) {
+void scale_rows(void **args, int64_t row, int64_t end) {
     float *x = args[0], *factors = args[2], *out = args[3];
     for (int c = 0; c < WIDTH; c++) out[row * WIDTH + c] = x[row * (int64_t)args[1] + c] * factors[c];
 }
 /* x -> out */
-void add_one(void **args, int64_t row) {
+void add_one(void **args, int64_t row, int64_t end) {
     float *x = args[0], *out = args[1];
     for (int c = 0; c < WIDTH; c++) out[row * WIDTH + c] = x[row * WIDTH + c] + 1;
 }
 /* x, num_tokens -> out */
-void keep_live(void **args, int64_t row) {
+void keep_live(void **args, int64_t row, int64_t end) {
     float *x = args[0], *out = args[2];
     for (int c = 0; c < WIDTH; c++) out[row * WIDTH + c] = row < *(int32_t *)args[1] ? x[row * WIDTH + c] : 0;
 }

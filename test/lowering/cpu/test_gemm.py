@@ -212,7 +212,7 @@ def compiled(tier: Tier, template: str, params: tuple) -> ctypes.CDLL:
     undefined = subprocess.run(["nm", "-D", "--undefined-only", path], capture_output=True, text=True, check=True)
     assert set(re.findall(r" U (\w+)", undefined.stdout)) == {"sched_yield"}
     loaded = ctypes.CDLL(str(path))
-    loaded.kernel.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    loaded.kernel.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
     return loaded
 
 
@@ -223,8 +223,7 @@ def run(tier: Tier, template: str, case: Case, operands: list, tiles: int) -> No
     ]
     args = np.array(slots, np.int64)
     kernel = library(tier, template, case).kernel
-    for tile in range(tiles):
-        kernel(args.ctypes.data, tile)
+    kernel(args.ctypes.data, 0, tiles)
 
 
 def off(got: torch.Tensor, want: np.ndarray) -> float:
@@ -307,6 +306,45 @@ def test_extreme_scales(tier, byte, magnitude, flush):
     finally:
         torch.set_flush_denormal(False)
     assert off(rows, layer.expected_rows(h)) < 1e-5
+
+
+@every_tier
+@pytest.mark.parametrize("exponent", [-104, -60, 60, 120])
+def test_any_magnitude_of_x(tier, exponent):
+    """The scales bring the result back to where f32 is precise."""
+    layer = Layer(replace(PLAIN, byte=(127 - exponent, 127 - exponent)))
+    layer.b2 *= 0
+    h = torch.randn(layer.rows, PLAIN.intermediate, generator=torch.Generator().manual_seed(0)).double()
+    h = (h * 2.0**exponent).bfloat16()
+    assert off(layer.down(tier, h), layer.expected_rows(h)) < 1e-5
+
+
+@every_tier
+def test_a_wide_range_within_a_group_of_x(tier):
+    """What is far below the greatest value of its group may lose bits, but not more than 2^-20 of that value."""
+    layer = Layer(replace(PLAIN, intermediate=96, byte=(127, 127), bias=False, weighted=""))
+    generator = torch.Generator().manual_seed(0)
+    exponents = torch.randint(-30, 1, (layer.rows, 96), generator=generator)
+    h = (torch.randn(layer.rows, 96, generator=generator) * 2.0**exponents).bfloat16()
+    difference = np.abs(layer.down(tier, h).double().numpy() - layer.expected_rows(h))
+    greatest = h.double().abs().reshape(layer.rows, 3, 32).amax(2).numpy()
+    experts = layer.ids.reshape(-1)
+    magnitudes = np.abs(layer.w2).reshape(*layer.w2.shape[:2], 3, 32).sum(3)[experts]
+    assert (difference <= 2.0**-20 * np.einsum("rng,rg->rn", magnitudes, greatest)).all()
+
+
+@every_tier
+def test_nan_and_inf_in_x_stay_in_their_row(tier):
+    layer = Layer(PLAIN)
+    h = torch.randn(layer.rows, PLAIN.intermediate, generator=torch.Generator().manual_seed(0)).bfloat16()
+    clean = layer.down(tier, h)
+    h[3, 5], h[4, 7], h[5, 9] = float("nan"), float("inf"), -float("inf")
+    with np.errstate(invalid="ignore"):
+        got, want = layer.down(tier, h), layer.expected_rows(h)
+    assert np.array_equal(np.isnan(want), torch.isnan(got).numpy())
+    assert np.array_equal(want[4:6], got[4:6].double().numpy(), equal_nan=True)
+    others = [row for row in range(layer.rows) if row not in (3, 4, 5)]
+    assert torch.equal(got[others], clean[others])
 
 
 @every_tier
