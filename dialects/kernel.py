@@ -15,7 +15,7 @@ from moeloom.dialects.rules import checked, one_of, require
 # How many operands (M included) and results an op of this dialect may have. IRDL binds a variadic operand to one type
 # for all its values, so values of different types need a slot each: optional operands, counted by the segment sizes.
 OPERANDS, RESULTS = 14, 7
-CHOICES = ("fusion", "sort", "prologue", "tokens")
+CHOICES = ("fusion", "linear", "sort", "prologue", "tokens")
 
 
 def segments(used: int, slots: int) -> ir.DenseI32ArrayAttr:
@@ -122,10 +122,10 @@ class AlternativesOp(Kernel.Operation, name="alternatives"):
         %q, %s = "kernel.alternatives"(%m) ({ ...fused...; "kernel.yield"(%a, %b) : ... }, { ...split... })
                  {choice = "fusion", max_m = 512 : i64, reason = "..."} : (index) -> (...)
 
-    `choice` says what is chosen: "fusion" (the fused quantiser or the split pair), "sort" (a token sort of one launch
-    or of several), "prologue" (routing and token sort in one launch or in two) or "tokens" (a plan for few or for many
-    tokens). Each region is one block that ends in a kernel.yield
-    of the results' types.
+    `choice` says what is chosen: "fusion" (the fused quantiser or the split pair), "linear" (the router's product by a
+    kernel or by ATen), "sort" (a token sort of one launch or of several), "prologue" (routing and token sort in one
+    launch or in two) or "tokens" (a plan for few or for many tokens). Each region is one block that ends in a
+    kernel.yield of the results' types.
     """
 
     m: ext.Operand[ir.IndexType]

@@ -182,6 +182,8 @@ class _Program:
             yielded = block.operations[len(block.operations) - 1].operation.operands
             for value, result in zip(yielded, op.results, strict=True):
                 self.ids[value] = self.ids[result]
+                if not isinstance(value.owner, ir.Block) and value.owner.name in CASTS:
+                    self.ids[value.owner.operands[0]] = self.ids[result]
             branches.append(list(self.steps(block)))
         guard = {name: op.attributes[name].value for name in ("choice", "max_m", "reason")}
         return {"alternatives": guard, "first": branches[0], "second": branches[1]}

@@ -10,6 +10,7 @@ from moeloom.dialects import kernel, moe
 from moeloom.lowering import sizes
 from moeloom.lowering.operands import Params
 from moeloom.lowering.packing import Layout
+from moeloom.lowering.router_products import launch_router_products
 from moeloom.lowering.sink_routes import sink_routes
 from moeloom.lowering.targets import Target
 from moeloom.lowering.weight_arguments import WeightArguments
@@ -69,12 +70,14 @@ class FunctionLowering:
 
     def lower(self) -> None:
         block = self.function.entry_block
+        if not any(True for _ in _moe_ops(block)):
+            return
+        self.m = self._tokens(block)
+        if self.target.router_tokens:
+            launch_router_products(self, block)
         if self.target.route_sort_tokens:
             sink_routes(block)
         work = list(_moe_ops(block))
-        if not work:
-            return
-        self.m = self._tokens(block)
         for op in work:
             lowering = self.lowerings.get(type(op))
             if lowering is None:

@@ -23,6 +23,7 @@ class Setting:
     | fusion | stage: 1 or 2 | rows | `Target.fused_rows` |
     | sort | | tokens | `Target.sort_tokens` |
     | prologue | | tokens | `Target.route_sort_tokens` |
+    | linear | | tokens | `Target.router_tokens` |
     | plan | layout, number: which of its plans | block, rows, stages | `Target.layouts` |
     | prefill | | block | `Target.prefill` |
     """
@@ -34,8 +35,10 @@ class Setting:
 
 WHEN = {"fusion": ("stage",), "plan": ("layout", "number")}
 """What tells the rows of a setting apart that is no template's."""
-GPU_SETTINGS = ("prefill", "prologue", "sort")
+GPU_SETTINGS = ("linear", "prefill", "prologue", "sort")
 """Settings of the targets that have a plan for many tokens."""
+SWITCHES = ("fusion", "linear", "plan", "prologue", "sort")
+"""Settings whose rows or tokens may be 0: never."""
 CAP = "maxnreg"
 """A param that every tile may have: the most registers of a thread."""
 
@@ -52,6 +55,7 @@ def in_force(target: Target, what: str, when: Mapping[str, Any]) -> dict[str, in
     known: dict[tuple, dict[str, int]] = {
         ("sort",): {"tokens": target.sort_tokens},
         ("prologue",): {"tokens": target.route_sort_tokens},
+        ("linear",): {"tokens": target.router_tokens},
     }
     known |= {("fusion", stage): {"rows": rows} for stage, rows in enumerate(target.fused_rows, 1)}
     for layout, plans in target.layouts.items():
@@ -97,6 +101,8 @@ def apply(target: Target, settings: Iterable[Setting]) -> Target:
             target = replace(target, sort_tokens=given["tokens"])
         elif setting.what == "prologue":
             target = replace(target, route_sort_tokens=given["tokens"])
+        elif setting.what == "linear":
+            target = replace(target, router_tokens=given["tokens"])
         elif setting.what == "plan":
             layout: Layout = setting.when["layout"]
             plans = list(target.layouts[layout])
@@ -124,7 +130,7 @@ def check(target: Target, setting: Setting) -> None:
         may = f"; it may also have {', '.join(sorted(optional))}" if optional else ""
         raise SettingError(f"{setting.what} has params {listed}; it takes {', '.join(sorted(known - optional))}{may}")
     for name, value in setting.params.items():
-        least = 0 if name in ("rows", "tokens") and setting.what in ("fusion", "sort", "prologue", "plan") else 1
+        least = 0 if name in ("rows", "tokens") and setting.what in SWITCHES else 1
         allowed = get_args(Block) if name == "block" else (1, 2) if name == "stages" else ()
         if type(value) is not int or value < least or (allowed and value not in allowed):
             wanted = f"one of {', '.join(map(str, allowed))}" if allowed else f"a whole number from {least}"

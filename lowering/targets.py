@@ -37,7 +37,8 @@ class Target:
     `layouts` holds the layouts of packed weights that the target has kernels for, the preferred one first, each with
     its plans, fewest tokens first; `prefill` is for what is beyond them. `fused_rows` holds, for stages 1 and 2, the
     most routed rows M*k at which the fused quant + scale sort is not slower than the split pair. `sort_tokens` is the
-    largest M whose token sort is one launch, `route_sort_tokens` the largest M whose routing is in that launch too.
+    largest M whose token sort is one launch, `route_sort_tokens` the largest M whose routing is in that launch too,
+    `router_tokens` the largest M whose router's product is a launch of ours rather than ATen's.
     `tiles` lists the sizes of the Triton templates, the first that matches counts. `architecture` is None for the CPU.
     """
 
@@ -47,6 +48,7 @@ class Target:
     prefill: Plan | None = None
     sort_tokens: int = 0
     route_sort_tokens: int = 0
+    router_tokens: int = 0
     architecture: Architecture | None = None
     tiles: Sequence[Tile] = ()
 
@@ -92,6 +94,7 @@ def _gpu(
     stream: Mapping[Layout, Sequence[Plan]] = MappingProxyType({}),
     untimed: Mapping[Layout, Sequence[Plan]] = MappingProxyType({}),
     route_sort_tokens: int = 0,
+    router_tokens: int = 0,
 ) -> Target:
     """A GPU target; `stream` holds its plans for weights laid out for decoding, where it has kernels for them.
 
@@ -104,6 +107,7 @@ def _gpu(
         prefill=Plan(block=64),
         sort_tokens=256,
         route_sort_tokens=route_sort_tokens,
+        router_tokens=router_tokens,
         architecture=ARCHITECTURES[name],
         tiles=table,
     )
@@ -119,7 +123,7 @@ TARGETS: dict[str, Target] = {
     # more, about 1.3 us.
     # With routing in the token sort's launch benchmarks/moe_layer.py gave 32.3 us at M = 1, before 33.3; where the pair
     # overtakes it was not timed.
-    "sm_90": _gpu("sm_90", tiles.SM_90, fused_rows=(128, 2048), stream={"stream": STREAM}, route_sort_tokens=8),
+    "sm_90": _gpu("sm_90", tiles.SM_90, (128, 2048), stream={"stream": STREAM}, route_sort_tokens=8, router_tokens=16),
     "sm_80": _gpu("sm_80", tiles.SM_90),
     "sm_100": _gpu("sm_100", tiles.SM_90),
 }

@@ -58,6 +58,7 @@ SPACES: dict[str, Space] = {
     "sm_90": {
         **PORTABLE,
         "route_sort": each(rows=(4, 16), num_warps=(8,)),
+        "router": each(rows=(1, 4), num_warps=(8,)),
         # A step is a few chunks of a record; with fewer columns more programs have room for it.
         **dict.fromkeys(("prefill_gate_up", "prefill_down"), each(ring=(2, 3, 4, 6), step=(64, 192, 320))),
         "expand": each(groups=(8, 32, 64), num_warps=(4,)),

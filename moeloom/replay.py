@@ -1,6 +1,7 @@
 """A program of an artifact, run step by step by the reference instead of its kernels.
 
-Residual ATen steps run through ATen on both sides, so a router's logits, and with them the experts, are the same.
+Residual ATen steps run through ATen on both sides, and the router's kernel has its sums in the reference's order, so a
+router's logits, and with them the experts, are the same.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -162,6 +163,11 @@ def _count(num_tokens: Tensor | None) -> int | None:
 
 def _expert_map(params: Params, operand: Tensor | None) -> Tensor | None:
     return operand.bool() if params["map"] == "mask" and operand is not None else operand
+
+
+def _router(params: Params, operands: list[Any]) -> Tensor:
+    x, weight, *bias = (value.packed if isinstance(value, Weight) else value for value in operands)
+    return reference.router(x, weight, *bias)
 
 
 def _route(params: Params, operands: list[Any]) -> tuple[Tensor, ...]:
@@ -355,6 +361,7 @@ def _combine(params: Params, operands: list[Any]) -> Tensor:
 
 
 TEMPLATES: dict[str, Callable[[Params, list[Any]], Any]] = {
+    "router": _router,
     "route": _route,
     "route_sort": _route_sort,
     "sort_tokens": _sort_tokens,

@@ -85,7 +85,7 @@ class Router:
     params: dict
 
     def logits(self, x: Tensor) -> Tensor:
-        """[M, E] in the model's dtype, by the operation of the compiled program."""
+        """[M, E] in the model's dtype, as ATen computes them."""
         return torch.nn.functional.linear(x, self.weight, self.bias)
 
     @property
@@ -109,9 +109,14 @@ def router_of(executable: Executable, name: str) -> Router:
         if params["has_bias"] or params["groups"] != 1:
             continue
         for step in steps:
-            if not (isinstance(step, Aten) and step.op == LINEAR and route.operands[0] in step.results):
+            if route.operands[0] not in step.results:
                 continue
-            x, *factors = (arg.get("value") for arg in step.args)
+            if isinstance(step, Aten) and step.op == LINEAR:
+                x, *factors = (arg.get("value") for arg in step.args)
+            elif isinstance(step, Launch) and kernels[step.kernel]["template"] == "router":
+                x, *factors = step.operands
+            else:
+                continue
             weight, bias = (weights.get(value) for value in (*factors, None)[:2])
             if x in xs and weight is not None:
                 return Router(weight, bias, params)

@@ -157,7 +157,7 @@ class Cpu:
         with torch.no_grad():
             plan.run(live, outputs, ran)
 
-    def run(self, commands: np.ndarray, first: bool = True) -> None:
+    def run(self, commands: np.ndarray) -> None:
         """Run commands, i64 [n, COMMAND_WORDS], on all threads that are free. One caller at a time.
 
         Returns when every tile has run. A thread that wakes later finds the counters complete, or of another epoch, and

@@ -70,8 +70,8 @@ class Driver(ABC):
             raise ArtifactError(f"{what} on {self.torch_device}: {self.error(code)}")
 
     def start(self, function: Handle, tiles: int, variant: Variant, overlaps: bool) -> Start:
-        """How `variant` is launched on `tiles` programs. `overlaps`: behind another launch of the same program, which
-        need not have ended where the code is dependent."""
+        """How `variant` is launched on `tiles` programs. `overlaps`: what is in front need not have ended where the
+        code is dependent."""
         sizes = (tiles, 1, 1, variant.threads, 1, 1, variant.shared)
         launch = self.launch
         return lambda stream, arguments: launch(function, *sizes, stream, arguments, None)
@@ -176,21 +176,20 @@ class Command:
         if not bound.live:
             self._variants = [self._fitting(self._fixed_bits)]
 
-    def launch(self, stream: Handle, follows: bool) -> bool:
-        """Launch on `stream`; `follows`: behind other work of the same call. Whether there was anything to launch.
+    def launch(self, stream: Handle, alone: bool = False) -> None:
+        """Launch on `stream`; `alone`: behind the end of what is in front.
 
         LaunchError where no code fits the arguments, or where the driver refuses."""
         bits, words = self._fixed_bits, self._words
         for place in self.bound.live:
             bits |= words[place]
-        _, first, later = self._fitting(bits)
+        _, behind, overlapping = self._fitting(bits)
         if self.bound.tiles == 0:
-            return False
-        code = (later if follows else first)(stream, self._arguments)
+            return
+        code = (behind if alone else overlapping)(stream, self._arguments)
         if code:
             where = self._driver.torch_device
             raise LaunchError(f"{self.bound.launch.kernel} cannot be launched on {where}: {self._driver.error(code)}")
-        return True
 
     def _fitting(self, bits: int) -> tuple[int, Start, Start]:
         for variant in self._variants:
@@ -243,16 +242,16 @@ class Gpu:
                 self._stream = stream
             plan.run(live, outputs, ran)
 
-    def run(self, commands: Sequence[Command], first: bool = True) -> None:
-        """Launch on the caller's stream. In front of the `first` is work of others, which is over before it begins."""
-        stream, follows = self._driver.stream().cuda_stream, not first
+    def run(self, commands: Sequence[Command]) -> None:
+        """Launch on the caller's stream."""
+        stream = self._driver.stream().cuda_stream
         for command in commands:
-            follows |= command.launch(stream, follows)
+            command.launch(stream)
 
     def timed(self, command: Sequence[Command]) -> tuple[str, int, float]:
         """Launch one command and wait for it: kernel, tiles, seconds between two events."""
-        seconds = self._driver.seconds(lambda: self.run(command))
-        bound = command[0].bound
+        stream, bound = self._driver.stream().cuda_stream, command[0].bound
+        seconds = self._driver.seconds(lambda: command[0].launch(stream, alone=True))
         return bound.launch.kernel, bound.tiles, seconds
 
     def capturing(self) -> bool:

@@ -26,7 +26,7 @@ class Null:
         """The launches themselves."""
         return bound
 
-    def run(self, commands: Any, first: bool) -> None:
+    def run(self, commands: Any) -> None:
         """Nothing."""
 
     def timed(self, command: Sequence[Bound]) -> tuple[str, int, float]:

@@ -181,7 +181,7 @@ class Plan:
 
     def _launch(self, step: Launch) -> None:
         if not self._items or isinstance(self._items[-1], AtenCall):
-            self._items.append(Segment(self._device, self.m, first=not self._items))
+            self._items.append(Segment(self._device, self.m))
         segment = self._items[-1]
         assert isinstance(segment, Segment)
         segment.add(step, self._fixed)

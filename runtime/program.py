@@ -111,8 +111,8 @@ class Aten:
 
 @dataclass(frozen=True)
 class Alternatives:
-    """`first` up to `max_m` tokens, else `second`; `choice` is what they differ in: "fusion", "sort", "prologue" or
-    "tokens"."""
+    """`first` up to `max_m` tokens, else `second`; `choice` is what they differ in: "fusion", "linear", "sort",
+    "prologue" or "tokens"."""
 
     choice: str
     max_m: int

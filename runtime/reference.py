@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 GROUP = 32
+ROUTER_STEP = 1024
+"""Columns of a step of the router's sum."""
 SCALE_BIAS = 127
 SCALE_NAN = 255
 SLOT_SHIFT = 24
@@ -122,6 +124,22 @@ def route(
     live = live_tokens(num_tokens, len(ids))
     weights[live:], ids[live:] = 0, -1
     return weights, ids
+
+
+def router(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Logits [M, E] of x [M, H], weight [E, H] and bias [E], all bf16 or f16, in f32 and in the kernel's order: the
+    later half of the steps of ROUTER_STEP columns upon the earlier one until one step is left, then neighbours."""
+    columns = x.shape[1]
+    steps = 1 << (-(-columns // ROUTER_STEP) - 1).bit_length()
+    logits = torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype, device=x.device)
+    for token, row in enumerate(x.float()):
+        sums = torch.nn.functional.pad(weight.float() * row, (0, steps * ROUTER_STEP - columns))
+        while sums.shape[1] > ROUTER_STEP:
+            sums = torch.add(*sums.chunk(2, 1))
+        while sums.shape[1] > 1:
+            sums = sums[:, 0::2] + sums[:, 1::2]
+        logits[token] = sums[:, 0] + (0 if bias is None else bias.float())
+    return logits
 
 
 def live_tokens(num_tokens: int | None, tokens: int) -> int:

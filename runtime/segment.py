@@ -50,18 +50,18 @@ class Device(Protocol):
     def commands(self, words: Words, bound: Sequence[Bound]) -> Any:
         """One command a launch, in a sequence; `words` keep their address and are read at each run."""
 
-    def run(self, commands: Any, first: bool) -> None:
-        """Run commands in order. `first`: nothing else of this call was put on the device before them."""
+    def run(self, commands: Any) -> None:
+        """Run commands in order."""
 
     def timed(self, command: Any) -> tuple[str, int, float]:
         """Run a sequence of one command: kernel and tiles as the command has them, seconds."""
 
 
 class Segment:
-    """Launches without an ATen operator between them, at one M; `first` of a call, or behind such an operator."""
+    """Launches without an ATen operator between them, at one M."""
 
-    def __init__(self, device: Device, m: int, first: bool):
-        self._device, self._m, self._first = device, m, first
+    def __init__(self, device: Device, m: int):
+        self._device, self._m = device, m
         self._bound: list[Bound] = []
         self._values: list[int] = []
         self._patches: list[tuple[int, int, bool]] = []
@@ -95,7 +95,7 @@ class Segment:
 
     def run(self, live: Live) -> None:
         self._patch(live)
-        self._device.run(self._commands, self._first)
+        self._device.run(self._commands)
 
     def trace(self, live: Live, ran: list[Ran]) -> None:
         """As `run`, one command at a time; notes each after it ran."""

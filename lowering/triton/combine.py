@@ -29,22 +29,31 @@ def combine_kernel(
     SPLITS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """A tile is ROWS tokens by BLOCK_N columns. Rows without an expert hold anything, NaN too: they are not read."""
-    follow(TARGET)
+    # Which rows to read is known before they are: the ids are old then, though not to this SM's L1.
+    cache: tl.constexpr = ".cg" if EARLY else ""
+    if not EARLY:
+        follow(TARGET)
     column_tiles: tl.constexpr = (COLUMNS + BLOCK_N - 1) // BLOCK_N
     token = tl.program_id(0) // column_tiles * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(0) % column_tiles * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = column < COLUMNS
-    live = token < live_tokens(num_tokens, M)
+    live = token < live_tokens(num_tokens, M, cache)
+    slots = tl.arange(0, triton.next_power_of_2(TOPK))[None, :]
+    places = ids + token.to(tl.int64)[:, None] * TOPK + slots
+    named = tl.load(places, mask=live[:, None] & (slots < TOPK), other=-1, cache_modifier=cache)
+    has_expert = (expert_of(named, expert_map, EXPERTS, MAP) >= 0).to(tl.int32)
+    if EARLY:
+        follow(TARGET)
     total = tl.zeros([ROWS, BLOCK_N], tl.float32)
     # Not a constant: LLVM would unroll the whole sum over many splits and run out of registers.
     splits = tl.where(M > 0, SPLITS, 0)
     split_stride = tl.cast(M, tl.int64) * (TOPK * COLUMNS)
     for slot in tl.range(TOPK, loop_unroll_factor=max(1, min(TOPK, _IN_FLIGHT // SPLITS))):
         row = token.to(tl.int64) * TOPK + slot
-        named = tl.load(ids + row, mask=live, other=-1)
-        here = expert_of(named, expert_map, EXPERTS, MAP) >= 0
+        here = tl.max(tl.where(slots == slot, has_expert, 0), 1) > 0
         value = tl.zeros([ROWS, BLOCK_N], tl.float32)
         for split in tl.range(splits, loop_unroll_factor=min(SPLITS, _IN_FLIGHT)):
             start = row * COLUMNS + split * split_stride
@@ -61,7 +70,7 @@ def _arguments(params: Params) -> list[tuple[str, str]]:
 
 def _constants(params: Params) -> dict[str, object]:
     sizes = {name.upper(): params[name] for name in ("columns", "splits", "rows", "block_n")}
-    return optional_constants(params) | sizes
+    return optional_constants(params) | sizes | {"EARLY": params["early"]}
 
 
 COMBINE = Template(combine_kernel, _arguments, _constants)

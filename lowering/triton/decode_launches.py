@@ -101,13 +101,18 @@ def _decode(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp, product: str
 
 
 def _early(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp) -> Params:
-    """Whether sm_90's kernel may read the sorted list while the launch before it still runs.
+    """Whether sm_90's kernel may read the sorted list while the launch before it still runs."""
+    return {"early": is_old(lower, op.sorted_ids, activations(op))} if lower.layout == "stream" else {}
 
-    It may where that launch, or an older one on the way to x, has read the list itself: the token sort has then ended.
+
+def is_old(lower: FunctionLowering, value: ir.Value, others: list[ir.Value]) -> bool:
+    """Whether a launch that reads `others` may read `value` on sm_90 while the launch before it still runs.
+
+    It may where that launch, or an older one on the way to `others`, has read the same maker's results: it has ended.
     """
-    if lower.layout != "stream":
-        return {}
-    return {"early": any(_follows(value, op.sorted_ids.owner) for value in activations(op))}
+    if lower.layout != "stream" or isinstance(value.owner, ir.Block):
+        return False
+    return any(_follows(other, value.owner) for other in others)
 
 
 def _follows(value: ir.Value, sort: ir.Operation) -> bool:

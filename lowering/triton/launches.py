@@ -30,6 +30,7 @@ from moeloom.lowering.triton.decode_launches import (
     decode_down,
     decode_gate_up,
     decodes,
+    is_old,
     only_combined,
     partial,
 )
@@ -198,7 +199,8 @@ def _tiles(sort: SortSizes, outputs: int, params: Params) -> list[sizes.Expr]:
 def _combine(lower: FunctionLowering, op: moe.CombineOp) -> list[ir.Value]:
     params, operands = combine_operands(op)
     columns = moe.size(op.rows, -1)
-    params |= {"splits": moe.size(op.rows, 0) if op.rows.type.rank == 3 else 1, **lower.target.tile("combine")}
+    splits = moe.size(op.rows, 0) if op.rows.type.rank == 3 else 1
+    params |= {"splits": splits, "early": is_old(lower, op.ids, [op.rows]), **lower.target.tile("combine")}
     tiles = sizes.ceildiv(sizes.tokens(), params["rows"]) * -(-columns // params["block_n"])
     return lower.launch("combine", params, operands, [(op.out.type, (sizes.tokens(), columns))], [tiles])
 

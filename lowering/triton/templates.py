@@ -17,11 +17,13 @@ from .quant import QUANT
 from .quant_sort import QUANT_SORT
 from .route import ROUTE
 from .route_sort import ROUTE_SORT
+from .router import ROUTER
 from .scales import SORT_SCALES
 from .sort_tokens import SORT_COUNT, SORT_SCAN, SORT_SCATTER, SORT_TOKENS
 from .template import Template
 
 TEMPLATES: dict[str, Template] = {
+    "router": ROUTER,
     "route": ROUTE,
     "route_sort": ROUTE_SORT,
     "sort_tokens": SORT_TOKENS,

@@ -12,7 +12,7 @@ FACTS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("prefill_gate_up", "prefill_down"), ("block",)),
     **dict.fromkeys(("decode_mfma_gate_up", "decode_mfma_down"), ("quantised",)),
     **dict.fromkeys(("route", "route_sort", "sort_tokens", "sort_count", "sort_scan"), ("experts",)),
-    **dict.fromkeys(("quant", "quant_sort", "sort_scales", "expand", "combine"), ()),
+    **dict.fromkeys(("router", "quant", "quant_sort", "sort_scales", "expand", "combine"), ()),
 }
 """What a tile may depend on, by template: rows of a sort block, whether x comes as MXFP4, how many experts
 there are."""
@@ -122,6 +122,7 @@ SM_90 = (
     *HOPPER,
     # With 8 warps a register of it is spilled.
     _tile("route_sort", rows=8, num_warps=4),
+    _tile("router", rows=2, num_warps=4),
     _tile("expand", groups=16, num_warps=8),
     # 16 warps an SM: with 64 rows all in one program, which then reads x half as often. Two programs of 128 rows have
     # room for x in steps of 64 columns.

@@ -163,7 +163,7 @@ def _thresholds(
     wanted: list[tuple[str, dict[str, Any], str, tuple[int, ...], int, int]] = [
         ("fusion", {"stage": stage}, "rows", own, 1, topk) for stage, own in stages.items()
     ]
-    wanted += [(what, {}, "tokens", (), 1, 1) for what in ("sort", "prologue")]
+    wanted += [(what, {}, "tokens", (), 1, 1) for what in ("linear", "sort", "prologue")]
     wanted += [
         ("plan", {"layout": layout, "number": number}, "rows", (), experts, topk)
         for number in range(len(target.layouts[layout]))

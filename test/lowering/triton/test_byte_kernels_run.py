@@ -25,11 +25,14 @@ TILES = {tile.template: dict(tile.params) for tile in reversed(SM_90) if not til
 SORT = {"experts": EXPERTS, "topk": TOPK, "block": BLOCK, "has_num_tokens": True, "map": "none", "has_slot_rows": True}
 QUANT = {"columns": COLUMNS, "x": "bf16", "scale_mode": "even"}
 PLACE = {"topk": TOPK, "layout": "tiled_32x8"}
+COMBINE = {"columns": COLUMNS, "topk": TOPK, "experts": EXPERTS, "map": "none", "has_num_tokens": True}
+COMBINE |= {"out": "bf16", "splits": 2, "early": True}
 KERNELS = {
     "sort_tokens": ("sort_tokens", SORT),
     "quant": ("quant", QUANT | {"factor": 1}),
     **{f"quant_sort {s}": ("quant_sort", QUANT | PLACE | {"stage": s, "block": BLOCK}) for s in (1, 2)},
     **{f"sort_scales {s}": ("sort_scales", PLACE | {"columns": COLUMNS // 32, "stage": s}) for s in (1, 2)},
+    "combine": ("combine", COMBINE),
     "expand 1": ("expand", PLACE | {"columns": COLUMNS, "stage": 1}),
     "expand 2": ("expand", PLACE | {"columns": COLUMNS, "stage": 2, "layout": "row_major"}),
 }
@@ -52,7 +55,11 @@ def run(text: str, name: str, operands: Mapping[str, Tensor | int], results: lis
     template, params = KERNELS[name]
     names = [argument for argument, _ in TEMPLATES[template].arguments(params | TILES[template])]
     given = [operands[argument] for argument in names[: len(names) - len(results)]]
-    places = [value if isinstance(value, int) else memory.place(value.view(torch.uint8).numpy()) for value in given]
+    early = ("ids", "num_tokens") if params.get("early") else ()
+    places = [
+        value if isinstance(value, int) else memory.place(value.view(torch.uint8).numpy(), old=argument in early)
+        for argument, value in zip(names, given, strict=False)
+    ]
     out = [memory.place(result.view(torch.uint8).numpy(), writable=True) for result in results]
     machine = Machine(text, memory, np.full(16 << 10, 0xFF, np.uint8))
     machine.launch(tiles, [*places, *out, m], list(range(tiles))[::-1])
@@ -95,6 +102,19 @@ def slots(lists: tuple[Tensor, ...], ids: Tensor) -> Tensor:
     out = torch.full((ids.numel(),), -1, dtype=torch.int32)
     out[rows[rows >= 0]] = torch.arange(len(rows), dtype=torch.int32)[rows >= 0]
     return out.view(ids.shape)
+
+
+def test_early_combine(assembly, ids):
+    """It reads the ids before it waits, and no row without an expert, which is NaN here."""
+    rows = torch.randn(2, TOKENS * TOPK, COLUMNS)
+    here = reference.local_experts(ids, EXPERTS, LIVE, None) >= 0
+    summed = torch.where(here.reshape(1, -1, 1), rows, 0).sum(0).view(TOKENS, TOPK, COLUMNS)
+    want = ((summed[:, 0] + summed[:, 1]) + summed[:, 2]).bfloat16()
+    rows[:, ~here.flatten()] = torch.nan
+    out = poison(TOKENS, COLUMNS, dtype=torch.bfloat16)
+    operands = {"rows": rows, "ids": ids, "num_tokens": torch.tensor([LIVE], dtype=torch.int32)}
+    run(assembly["combine"], "combine", operands, [out], TOKENS, TOKENS * -(-COLUMNS // TILES["combine"]["block_n"]))
+    assert torch.equal(out, want)
 
 
 @pytest.mark.parametrize("stage", [1, 2])

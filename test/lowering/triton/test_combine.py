@@ -18,7 +18,13 @@ def combine(interpret, rows, ids, experts, dtype=torch.bfloat16, num_tokens=None
     (tokens, topk), (splits, _, columns) = ids.shape, rows.shape
     kind = {None: "none", torch.bool: "mask", torch.int32: "index"}[getattr(expert_map, "dtype", None)]
     params = {"columns": columns, "topk": topk, "experts": experts, "out": NAMES[dtype], "map": kind}
-    params |= {"has_num_tokens": num_tokens is not None, "splits": splits, "rows": tile[0], "block_n": tile[1]}
+    params |= {
+        "has_num_tokens": num_tokens is not None,
+        "splits": splits,
+        "rows": tile[0],
+        "block_n": tile[1],
+        "early": False,
+    }
     operands = [] if num_tokens is None else [torch.tensor([num_tokens], dtype=torch.int32)]
     operands += [] if expert_map is None else [expert_map.view(torch.uint8) if kind == "mask" else expert_map]
     out = torch.full((tokens, columns), torch.nan, dtype=dtype)

@@ -275,9 +275,9 @@ def _cvt(machine, parts, operands):
         machine.set(to, (machine.value(given[0], np.uint16).astype(np.uint32) << 16).view(np.float32))
     else:
         value = machine.value(given[0], TYPES[source])
-        assert TYPES[target] is np.float32 or value.dtype.kind != "f", "a float to an integer"
-        if target == "f32":
-            machine.set(to, value.astype(np.float32))
+        assert target in ("f32", "f16") or value.dtype.kind != "f", "a float to an integer"
+        if target in ("f32", "f16"):
+            machine.set(to, value.astype(TYPES[target]))
             return
         size = 8 * machine.registers[to].dtype.itemsize
         out = value.astype(TYPES[target])

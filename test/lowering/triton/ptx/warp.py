@@ -134,14 +134,17 @@ LANE = np.arange(32)
 
 @rule("ldmatrix")
 def _ldmatrix(machine, parts, operands):
-    """Lane 8i + j gives the address of row j of matrix i; lane 4r + c gets word c of row r of each."""
-    assert "b16" in parts and "trans" not in parts
+    """Lane 8i + j gives the address of row j of matrix i; lane 4r + c gets word c of row r of each, or of its
+    transpose."""
+    assert "b16" in parts
     places = address(machine, operands[1], np.uint32)
     for warp in machine.warps("ldmatrix"):
         lanes = 32 * warp + LANE
         for i, name in enumerate(listed(operands[0])):
             rows = machine.shared.load(places[lanes[8 * i : 8 * i + 8]], 16, np.full(8, 32 * warp))
-            machine.registers[name][lanes] = rows.view(np.uint32)[LANE // 4, LANE % 4]
+            matrix = rows.view(np.uint16)
+            matrix = np.ascontiguousarray(matrix.T if "trans" in parts else matrix)
+            machine.registers[name][lanes] = matrix.view(np.uint32)[LANE // 4, LANE % 4]
 
 
 @rule("stmatrix")
