@@ -9,7 +9,7 @@ from .dependents import follow
 from .live_slots import expert_of, live_tokens, optional_constants, optional_operands
 from .template import POINTERS, Params, Template
 
-_IN_FLIGHT = tl.constexpr(8)
+_IN_FLIGHT = tl.constexpr(16)
 """Rows whose loads are issued together: more would hold an address each in registers."""
 
 
@@ -48,8 +48,9 @@ def combine_kernel(
     if EARLY:
         follow(TARGET)
     total = tl.zeros([ROWS, BLOCK_N], tl.float32)
-    # Not a constant: LLVM would unroll the whole sum over many splits and run out of registers.
-    splits = tl.where(M > 0, SPLITS, 0)
+    # With many splits not a constant: LLVM would unroll the whole sum and run out of registers.
+    few: tl.constexpr = SPLITS <= _IN_FLIGHT
+    splits = SPLITS if few else tl.where(M > 0, SPLITS, 0)
     split_stride = tl.cast(M, tl.int64) * (TOPK * COLUMNS)
     for slot in tl.range(TOPK, loop_unroll_factor=max(1, min(TOPK, _IN_FLIGHT // SPLITS))):
         row = token.to(tl.int64) * TOPK + slot
