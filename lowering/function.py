@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from torch_mlir import ir
 from torch_mlir.dialects import arith, func, tensor
@@ -10,8 +11,6 @@ from moeloom.dialects import kernel, moe
 from moeloom.lowering import sizes
 from moeloom.lowering.operands import Params
 from moeloom.lowering.packing import Layout
-from moeloom.lowering.router_products import launch_router_products
-from moeloom.lowering.sink_routes import sink_routes
 from moeloom.lowering.targets import Target
 from moeloom.lowering.weight_arguments import WeightArguments
 from moeloom.passes.base import PassError
@@ -61,10 +60,10 @@ class FunctionLowering:
         fusion: str,
         layout: Layout,
         definitions: Definitions,
-        lowerings: "Lowerings",
+        rules: "Rules",
     ):
         self.function, self.target, self.fusion, self.layout = function, target, fusion, layout
-        self.definitions, self.lowerings = definitions, lowerings
+        self.definitions, self.rules = definitions, rules
         self.weights = WeightArguments(function, layout)
         self.made: list[tuple[ir.Operation, list[ir.Value]]] = []  # results of ops that another one's launch has too
 
@@ -73,13 +72,11 @@ class FunctionLowering:
         if not any(True for _ in _moe_ops(block)):
             return
         self.m = self._tokens(block)
-        if self.target.router_tokens:
-            launch_router_products(self, block)
-        if self.target.route_sort_tokens:
-            sink_routes(block)
+        for prepare in self.rules.prepare:
+            prepare(self, block)
         work = list(_moe_ops(block))
         for op in work:
-            lowering = self.lowerings.get(type(op))
+            lowering = self.rules.ops.get(type(op))
             if lowering is None:
                 raise PassError(op, f"'{op.operation.name}' has no kernel for target {self.target.name}; plan it first")
             self.op = op.operation.name
@@ -199,8 +196,13 @@ def _tokens_here() -> tuple[int, float]:
     return least, most
 
 
-Lowerings = Mapping[type, Callable[[FunctionLowering, ir.OpView], list[ir.Value]]]
-"""How each moe op becomes launches: gives the values that replace its results."""
+@dataclass(frozen=True)
+class Rules:
+    """How a kind of target lowers: each of `prepare` rewrites a function's block, then each moe op becomes launches, by
+    what gives the values that replace its results."""
+
+    ops: Mapping[type, Callable[[FunctionLowering, ir.OpView], list[ir.Value]]]
+    prepare: Sequence[Callable[[FunctionLowering, ir.Block], None]] = ()
 
 
 def _moe_ops(block: ir.Block) -> Iterator[ir.OpView]:

@@ -22,9 +22,10 @@ from moeloom.passes.report import Report
 class LowerToKernels(Pass, name="moe-lower-to-kernels"):
     """Turn moe ops into launches of the kernels of `target`.
 
-    `fusion` = auto keeps the fused quant + scale sort up to the target's threshold and the split pair above it; fused
-    or split forces one. `layout` is that of packed weights; auto is the one the target prefers. Quantisations other
-    than per_1x32, and weights that are not MXFP4, are refused here.
+    `fusion` = auto keeps the fused quant + scale sort up to the target's threshold and the split pair above it, and has
+    products that can round x to MXFP4 themselves do so; fused or split forces one. `layout` is that of packed weights;
+    auto is the one the target prefers. Quantisations other than per_1x32, and weights that are not MXFP4, are refused
+    here.
     """
 
     target: TargetName = "cpu"
@@ -45,7 +46,7 @@ class LowerToKernels(Pass, name="moe-lower-to-kernels"):
     def run(self, module: ir.Operation, report: Report) -> None:
         """Lower every function of `module`; PassError at the op that has no kernel."""
         row = self.row
-        lowerings = cpu.LOWERINGS if row.architecture is None else triton.LOWERINGS
+        rules = cpu.RULES if row.architecture is None else triton.RULES
         layout = row.layout if self.layout == "auto" else self.layout
         if layout not in row.layouts:
             raise PassError(
@@ -54,4 +55,4 @@ class LowerToKernels(Pass, name="moe-lower-to-kernels"):
         definitions = Definitions(module)
         for op in list(module.regions[0].blocks[0].operations):
             if isinstance(op, func.FuncOp) and not op.is_external:
-                FunctionLowering(op, row, self.fusion, layout, definitions, lowerings).lower()
+                FunctionLowering(op, row, self.fusion, layout, definitions, rules).lower()

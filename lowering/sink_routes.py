@@ -3,10 +3,14 @@
 from torch_mlir import ir
 
 from moeloom.dialects import moe
+from moeloom.lowering.function import FunctionLowering
 
 
-def sink_routes(block: ir.Block) -> None:
-    """Put each moe.route of `block` whose readers are all in regions of one op into every one of these regions."""
+def sink_routes(lower: FunctionLowering, block: ir.Block) -> None:
+    """Put each moe.route of `block` whose readers are all in regions of one op into every one of these regions, where a
+    target may join it with the token sort there."""
+    if not lower.target.route_sort_tokens:
+        return
     for op in [op for op in block.operations if isinstance(op, moe.RouteOp)]:
         _sink(op, block)
 

@@ -270,6 +270,9 @@ def _product(x: Tensor, weight: Weight, scales: Weight, e: int) -> Tensor:
 def _activations(params: Params, operands: list[Any], stage: int) -> tuple[Tensor, list[Any]]:
     """What a product multiplies, and its other operands: x as it is, or codes with their sorted scales as values."""
     x, *rest = operands
+    mode = params.get("quantise", "none")
+    if mode != "none":
+        return reference.dequantise(*reference.quantise(x, mode)), rest
     if params["x"] != MX:
         return x, rest
     x_scales, sorted_ids, _, num_valid, *_ = rest

@@ -6,7 +6,7 @@ from torch_mlir import ir
 
 from moeloom.dialects import moe
 from moeloom.lowering import sizes
-from moeloom.lowering.function import FunctionLowering, Lowerings
+from moeloom.lowering.function import FunctionLowering, Rules
 from moeloom.lowering.operands import (
     Params,
     SortSizes,
@@ -186,14 +186,16 @@ def _combine(lower: FunctionLowering, op: moe.CombineOp) -> list[ir.Value]:
     return lower.launch("combine", params, operands, [(op.out.type, shape)], [sizes.tokens()])
 
 
-LOWERINGS: Lowerings = {
-    moe.RouteOp: _route,
-    moe.SortTokensOp: _sort_tokens,
-    moe.QuantOp: _quant,
-    moe.SortScalesOp: _sort_scales,
-    moe.QuantSortOp: _quant_sort,
-    moe.GateUpOp: _gate_up,
-    moe.DownOp: _down,
-    moe.ExpertsOneStageOp: _one_stage,
-    moe.CombineOp: _combine,
-}
+RULES = Rules(
+    {
+        moe.RouteOp: _route,
+        moe.SortTokensOp: _sort_tokens,
+        moe.QuantOp: _quant,
+        moe.SortScalesOp: _sort_scales,
+        moe.QuantSortOp: _quant_sort,
+        moe.GateUpOp: _gate_up,
+        moe.DownOp: _down,
+        moe.ExpertsOneStageOp: _one_stage,
+        moe.CombineOp: _combine,
+    },
+)

@@ -46,6 +46,7 @@ def decode_down_kernel(
     BLOCK: gl.constexpr,
     X: gl.constexpr,
     LAYOUT: gl.constexpr,
+    QUANTISE: gl.constexpr,
     TILES: gl.constexpr,
     SPLITS: gl.constexpr,
     SPAN: gl.constexpr,
@@ -80,7 +81,7 @@ def decode_down_kernel(
         if (unit == first) | (unit % TILES == 0):
             gather_x(
                 x_address, x, ROW, x_scales, sorted_ids, block, split * COLUMNS,
-                BLOCK, 2, TOPK, INTERMEDIATE, COLUMNS, X, LAYOUT,
+                BLOCK, 2, TOPK, INTERMEDIATE, COLUMNS, X, LAYOUT, QUANTISE,
             )  # fmt: skip
         following = first_record(next_expert, unit + 1, last, TILES, SPLITS, SPAN)
         later_expert = expert_of(expert_ids, unit + 2, last, SPLITS * TILES)  # so early that nobody waits for it

@@ -47,6 +47,7 @@ def decode_gate_up_kernel(
     BLOCK: gl.constexpr,
     X: gl.constexpr,
     LAYOUT: gl.constexpr,
+    QUANTISE: gl.constexpr,
     TILES: gl.constexpr,
     RECORDS: gl.constexpr,
     CHUNKS: gl.constexpr,
@@ -80,7 +81,7 @@ def decode_gate_up_kernel(
         if (unit == first) | (unit % TILES == 0):
             gather_x(
                 x_address, x, x_stride, x_scales, sorted_ids, block, 0,
-                BLOCK, 1, TOPK, HIDDEN, COLUMNS, X, LAYOUT,
+                BLOCK, 1, TOPK, HIDDEN, COLUMNS, X, LAYOUT, QUANTISE,
             )  # fmt: skip
         following = first_record(next_expert, unit + 1, last, TILES, 1, RECORDS)
         later_expert = expert_of(expert_ids, unit + 2, last, TILES)  # so early that nobody waits for it

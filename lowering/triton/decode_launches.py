@@ -22,6 +22,8 @@ twice that."""
 TEMPLATE = {"stream": "decode_{}", "mfma_stream": "decode_mfma_{}"}
 SPLITS = (3, 2, 1)
 """Parts of K of down, the most that the stream allows: three keep the GPU busy for one token."""
+QUANTISE = "moe.quantise"
+"""An attribute of a product: the scale mode of the MXFP4 that its x is rounded to on the way."""
 BYTES_A_VALUE, SHARED_RESERVE = 2, 2048
 """Shared memory of a decode kernel for sm_90: x of its block in bf16, and what every program has besides."""
 
@@ -93,11 +95,18 @@ def _decode(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp, product: str
         "block": op.block.value,
         "x": element(op.x),
         "layout": "none" if op.x_scales is None else layout(op, op.x_scales),
+        **_quantise(lower, op),
         "has_bias": op.bias is not None,
         "has_weights": op.sorted_weights is not None,
         **tile,
         **_programs(lower, tile, product, op.block.value, columns),
     }
+
+
+def _quantise(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp) -> Params:
+    """What sm_90's kernel rounds x to."""
+    found = op.operation.attributes
+    return {"quantise": found[QUANTISE].value if QUANTISE in found else "none"} if lower.layout == "stream" else {}
 
 
 def _early(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp) -> Params:

@@ -22,11 +22,12 @@ def decode_arguments(params: Params) -> list[tuple[str, str]]:
 
 
 def decode_constants(params: Params, stream: Stream, splits: int) -> dict[str, Any]:
-    """Sizes, the form of x, the stream's and the ring, and EARLY. CompileError for what these kernels do not do."""
+    """Sizes, forms of x, the stream's and the ring, EARLY, QUANTISE. CompileError for what these kernels do not do."""
     if stream.records % splits:
         raise CompileError(f"{stream.records} records of weights cannot be split {splits} times; choose a divisor")
     sizes = {"TILES": stream.tiles, "CHUNKS": stream.chunks, "RING": min(params["ring"], 1 + stream.chunks)}
-    return {**_named(params, BLOCKS), "BLOCK": params["block"], "EARLY": params["early"], **sizes}
+    own = {name.upper(): params[name] for name in ("block", "early", "quantise")}
+    return {**_named(params, BLOCKS), **own, **sizes}
 
 
 def mfma_constants(params: Params, rows: int, columns: int, splits: int) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 bf16 [octets][K / 8][8 tokens][8 columns], times 2^32 (decode_chunk.py): what one `ldmatrix` of four 8x8 matrices reads
 lies together, so no bank is asked twice. Padding rows, and columns that only pad the last record, are 0.
+
+x may come as MXFP4, or be rounded to it on its way: the values are the same to the bit, and neither codes nor scales go
+through memory.
 """
 
 from __future__ import annotations
@@ -10,14 +13,18 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from .decode_chunk import OCTET
-from .decode_stream import COLUMN_BYTES, thread_numbers
-from .numbers import GROUP
+from .decode_stream import COLUMN_BYTES, pushed, thread_numbers
+from .numbers import E8M0_NAN, GROUP, e8m0_scale
 from .products import F4
 from .scales import sorted_offset
 
 PIECE = gl.constexpr(8)
 """Columns of a token that a thread moves at once: 16 bytes."""
 PIECE_BYTES = gl.constexpr(16)
+AT_ONCE = gl.constexpr(6)
+"""Steps whose loads are under way together: 24 registers beside the ring."""
+WARP_PIECES = gl.constexpr(4)
+"""Pieces of a token that the lanes of a warp move at once: a group."""
 
 
 @gluon.constexpr_function
@@ -55,32 +62,65 @@ def gather_x(
     PADDED: gl.constexpr,
     X: gl.constexpr,
     LAYOUT: gl.constexpr,
+    QUANTISE: gl.constexpr,
 ):
     """Put PADDED columns of the rows of sort block `block`, from column `first` of COLUMNS, at `address`.
 
-    A thread moves pieces of one token: number thread % BLOCK. Waits for the threads that still read what was there, and
-    for those that write. STAGE as in `source_rows`.
+    A thread moves pieces of one token. A warp moves those of an octet, and neighbouring ones of a token are a group.
+    Waits for the threads that still read what was there, and for those that write. STAGE as in `source_rows`; QUANTISE:
+    the scale mode of MXFP4 that x is rounded to, or "none".
     """
     size: gl.constexpr = PIECE // 2 if X == F4 else PIECE  # bytes of codes, or elements
     layout: gl.constexpr = pieces_layout(gl.num_warps(), size)
     thread = thread_numbers(gl.SliceLayout(1, layout))
-    entry = gl.load(sorted_ids + block * BLOCK + thread % BLOCK)
+    octets: gl.constexpr = BLOCK // OCTET
+    octet = thread // 32 % octets
+    own = octet * OCTET + thread % OCTET
+    entry = gl.load(sorted_ids + block * BLOCK + own)
     slot, token = entry.to(gl.uint32, bitcast=True) >> 24, (entry & 0xFFFFFF).to(gl.int64)
     row = token if STAGE == 1 else token * TOPK + slot.to(gl.int64)
     live = slot != TOPK
-    octet = thread % BLOCK // OCTET
-    column = thread // BLOCK * PIECE
+    column = (thread // (32 * octets) * WARP_PIECES + thread % 32 // OCTET) * PIECE
     place = address + octet * (PADDED * COLUMN_BYTES) + column * COLUMN_BYTES + thread % OCTET * PIECE_BYTES
     step: gl.constexpr = thread.shape[0] // BLOCK * PIECE
     gl.barrier()
     if X == F4:
-        sorted_row = (block * BLOCK).to(gl.int64) + thread % BLOCK
+        sorted_row = (block * BLOCK).to(gl.int64) + own
         _gather_codes(
             place, x + row * x_stride, live, x_scales, sorted_row, first, column, step, COLUMNS, PADDED, layout, LAYOUT
         )
+    elif QUANTISE != "none":
+        _gather_quantised(place, x + row * x_stride, live, first, column, step, COLUMNS, PADDED, layout, QUANTISE)
     else:
         _gather_bf16(place, x + row * x_stride, live, first, column, step, COLUMNS, PADDED, layout)
     gl.barrier()
+
+
+@gluon.jit
+def _pieces(
+    rows,
+    live,
+    first,
+    own_column,
+    START: gl.constexpr,
+    STEP: gl.constexpr,
+    COLUMNS: gl.constexpr,
+    PADDED: gl.constexpr,
+    layout: gl.constexpr,
+):
+    """i16 [threads, 8] of each of up to AT_ONCE steps from START on, all asked for before the first is used."""
+    pieces = (_piece(rows, live, first, START + own_column, COLUMNS, layout),)
+    for step in gl.static_range(1, AT_ONCE):
+        if START + step * STEP < PADDED:
+            pieces = pushed(pieces, _piece(rows, live, first, START + step * STEP + own_column, COLUMNS, layout))
+    return pieces
+
+
+@gluon.jit
+def _piece(rows, live, first, column, COLUMNS: gl.constexpr, layout: gl.constexpr):
+    inside = live & (first + column < COLUMNS)  # whole pieces: COLUMNS is a multiple of 32
+    places = (first + column)[:, None] + gl.arange(0, PIECE, gl.SliceLayout(0, layout))[None, :]
+    return gl.load(rows[:, None] + places, mask=inside[:, None], other=0.0).to(gl.int16, bitcast=True)
 
 
 @gluon.jit
@@ -96,24 +136,106 @@ def _gather_bf16(
     layout: gl.constexpr,
 ):
     """Eight elements become as many, times 2^32."""
-    for start in gl.static_range(0, PADDED, STEP):
-        column = start + own_column
-        inside = live & (first + column < COLUMNS)  # whole pieces: COLUMNS is a multiple of 32
-        places = (first + column)[:, None] + gl.arange(0, PIECE, gl.SliceLayout(0, layout))[None, :]
-        values = gl.load(rows[:, None] + places, mask=inside[:, None], other=0.0)
-        gl.inline_asm(
-            "{ .reg .b32 v<4>, k; .reg .pred p; setp.lt.s32 p, $1, $2; mov.b32 k, 0x4f804f80;"
-            "mov.b32 v0, {$3, $4}; mov.b32 v1, {$5, $6}; mov.b32 v2, {$7, $8}; mov.b32 v3, {$9, $10};"
-            "mul.rn.bf16x2 v0, v0, k; mul.rn.bf16x2 v1, v1, k; mul.rn.bf16x2 v2, v2, k; mul.rn.bf16x2 v3, v3, k;"
-            "@p st.shared.v4.b32 [$0], {v0, v1, v2, v3}; }",
-            "r,r,r,h,h,h,h,h,h,h,h",
-            [
-                place + start * COLUMN_BYTES,
-                column,
-                PADDED,
-                values.to(gl.int16, bitcast=True),
-            ],
-        )
+    for start in gl.static_range(0, PADDED, AT_ONCE * STEP):
+        pieces = _pieces(rows, live, first, own_column, start, STEP, COLUMNS, PADDED, layout)
+        for number in gl.static_range(len(pieces)):
+            column = start + number * STEP
+            gl.inline_asm(
+                "{ .reg .b32 v<4>, k; .reg .pred p; setp.lt.s32 p, $1, $2; mov.b32 k, 0x4f804f80;"
+                "mov.b32 v0, {$3, $4}; mov.b32 v1, {$5, $6}; mov.b32 v2, {$7, $8}; mov.b32 v3, {$9, $10};"
+                "mul.rn.bf16x2 v0, v0, k; mul.rn.bf16x2 v1, v1, k; mul.rn.bf16x2 v2, v2, k; mul.rn.bf16x2 v3, v3, k;"
+                "@p st.shared.v4.b32 [$0], {v0, v1, v2, v3}; }",
+                "r,r,r,h,h,h,h,h,h,h,h",
+                [place + column * COLUMN_BYTES, column + own_column, PADDED, pieces[number]],
+            )
+
+
+@gluon.constexpr_function
+def _largest_assembly():
+    """Of eight bf16 $1 to $8, and those of the three other lanes with the group, the largest magnitude's bits."""
+    pairs = " ".join(f"mov.b32 v{i}, {{${1 + 2 * i}, ${2 + 2 * i}}}; and.b32 v{i}, v{i}, 0x7fff7fff;" for i in range(4))
+    # As integers magnitudes order like the values, NaN above Inf.
+    return (
+        "{ .reg .b32 v<4>, w;"
+        + pairs
+        + "max.u16x2 v0, v0, v1; max.u16x2 v2, v2, v3; max.u16x2 v0, v0, v2;"
+        + "shfl.sync.bfly.b32 w, v0, 8, 0x1f, 0xffffffff; max.u16x2 v0, v0, w;"
+        + "shfl.sync.bfly.b32 w, v0, 16, 0x1f, 0xffffffff; max.u16x2 v0, v0, w;"
+        + "shl.b32 w, v0, 16; max.u16x2 v0, v0, w; shr.u32 $0, v0, 16; }"
+    )
+
+
+@gluon.constexpr_function
+def _quantising_assembly():
+    """Eight bf16 $5 to $12, divided by a scale, rounded to e2m1, multiplied with it again, to $0 in shared memory.
+
+    $1 is the pair of the scale's reciprocal, $2 that of the scale times 2^32; column $3 is to be below $4. Sums with
+    128 are rounded to whole numbers: each of three lines is the code where the grid is as fine as that, and no less
+    elsewhere. A code is then a bf16 as in decode_chunk.py.
+    """
+    constants = {
+        "two": 0x4000, "one": 0x3F80, "half": 0x3F00,
+        "i128": 0x4300, "i130": 0x4302, "i132": 0x4304, "i135": 0x4307, "unit": 0x7E80,
+    }  # fmt: skip
+    lines = [f".reg .b32 v<4>, m, a, b, c, s, {', '.join(constants)}; .reg .pred p;", "setp.lt.s32 p, $3, $4;"]
+    lines += [f"mov.b32 {name}, {bits << 16 | bits};" for name, bits in constants.items()]
+    for i in range(4):
+        lines += [
+            f"mov.b32 v{i}, {{${5 + 2 * i}, ${6 + 2 * i}}};",
+            f"and.b32 m, v{i}, 0x7fff7fff;",
+            "mul.rn.bf16x2 m, m, $1;",
+            "fma.rn.bf16x2 a, m, two, i128;",
+            "fma.rn.bf16x2 b, m, one, i130;",
+            "fma.rn.bf16x2 c, m, half, i132;",
+            "min.bf16x2 a, a, b;",
+            "min.bf16x2 a, a, c;",
+            "min.bf16x2 a, a, i135;",
+            "shl.b32 a, a, 6;",
+            "and.b32 a, a, 0x01c001c0;",
+            f"and.b32 s, v{i}, 0x80008000;",
+            "or.b32 a, a, s;",
+            "mul.rn.bf16x2 a, a, unit;",
+            f"mul.rn.bf16x2 v{i}, a, $2;",
+        ]
+    lines.append("@p st.shared.v4.b32 [$0], {v0, v1, v2, v3};")
+    return "{" + " ".join(lines) + "}"
+
+
+@gluon.jit
+def _gather_quantised(
+    place,
+    rows,
+    live,
+    first,
+    own_column,
+    STEP: gl.constexpr,
+    COLUMNS: gl.constexpr,
+    PADDED: gl.constexpr,
+    layout: gl.constexpr,
+    MODE: gl.constexpr,
+):
+    """Eight elements become the values of their codes and scale, as `_gather_codes` has them."""
+    for start in gl.static_range(0, PADDED, AT_ONCE * STEP):
+        pieces = _pieces(rows, live, first, own_column, start, STEP, COLUMNS, PADDED, layout)
+        for number in gl.static_range(len(pieces)):
+            column = start + number * STEP
+            amax = gl.inline_asm(_largest_assembly(), "=r,h,h,h,h,h,h,h,h", [pieces[number]], place.type, is_pure=False)
+            # A group with a NaN becomes NaN by its scale, whatever its codes.
+            scale = e8m0_scale(amax << 16, MODE)
+            reciprocal = gl.where(scale >= 254, 0x0040, (254 - scale) << 7)  # 2^(127-scale)
+            exponent = gl.where(scale == E8M0_NAN, 0x7FC0, gl.minimum(scale + 32, 255) << 7)
+            gl.inline_asm(
+                _quantising_assembly(),
+                "r,r,r,r,r,h,h,h,h,h,h,h,h",
+                [
+                    place + column * COLUMN_BYTES,
+                    reciprocal | reciprocal << 16,
+                    exponent | exponent << 16,
+                    column + own_column,
+                    PADDED,
+                    pieces[number],
+                ],
+            )
 
 
 @gluon.jit

@@ -4,7 +4,7 @@ from torch_mlir import ir
 
 from moeloom.dialects import moe
 from moeloom.lowering import sizes
-from moeloom.lowering.function import FunctionLowering, Lowerings
+from moeloom.lowering.function import FunctionLowering, Rules
 from moeloom.lowering.operands import (
     Params,
     SortSizes,
@@ -25,6 +25,7 @@ from moeloom.lowering.operands import (
     sorted_list,
     sorted_shape,
 )
+from moeloom.lowering.sink_routes import sink_routes
 from moeloom.lowering.triton.decode_launches import (
     activations,
     decode_down,
@@ -36,6 +37,8 @@ from moeloom.lowering.triton.decode_launches import (
 )
 from moeloom.lowering.triton.prefill_launches import prefill_down, prefill_gate_up
 from moeloom.lowering.triton.prologue_launches import lower_route, lower_sort
+from moeloom.lowering.triton.quantised_reads import quantise_in_products
+from moeloom.lowering.triton.router_products import launch_router_products
 from moeloom.passes.base import PassError
 
 
@@ -205,14 +208,17 @@ def _combine(lower: FunctionLowering, op: moe.CombineOp) -> list[ir.Value]:
     return lower.launch("combine", params, operands, [(op.out.type, (sizes.tokens(), columns))], [tiles])
 
 
-LOWERINGS: Lowerings = {
-    moe.RouteOp: lower_route,
-    moe.SortTokensOp: lower_sort,
-    moe.QuantOp: _quant,
-    moe.SortScalesOp: _sort_scales,
-    moe.QuantSortOp: _quant_sort,
-    moe.GateUpOp: _gate_up,
-    moe.DownOp: _down,
-    moe.ExpertsOneStageOp: _one_stage,
-    moe.CombineOp: _combine,
-}
+RULES = Rules(
+    {
+        moe.RouteOp: lower_route,
+        moe.SortTokensOp: lower_sort,
+        moe.QuantOp: _quant,
+        moe.SortScalesOp: _sort_scales,
+        moe.QuantSortOp: _quant_sort,
+        moe.GateUpOp: _gate_up,
+        moe.DownOp: _down,
+        moe.ExpertsOneStageOp: _one_stage,
+        moe.CombineOp: _combine,
+    },
+    (launch_router_products, sink_routes, quantise_in_products),
+)

@@ -28,10 +28,7 @@ def optional_constants(params: Params) -> dict[str, object]:
 @triton.jit
 def live_tokens(num_tokens, M, CACHE: tl.constexpr = ""):
     """The live count within 0..M; M where there is no count. CACHE: how memory is read."""
-    if num_tokens is None:
-        live = M
-    else:
-        live = tl.minimum(tl.maximum(tl.load(num_tokens, cache_modifier=CACHE), 0), M)
+    live = M if num_tokens is None else tl.minimum(tl.maximum(tl.load(num_tokens, cache_modifier=CACHE), 0), M)
     return live
 
 

@@ -50,7 +50,8 @@ Examples:
     type=click.Choice(["auto", "fused", "split"]),
     default="auto",
     show_default=True,
-    help="Quantiser and scale sort: by the number of tokens, always one kernel, or always two.",
+    help="Quantiser and scale sort: inside the product that reads them where a target has such a product, else by the "
+    "number of tokens; always one kernel; or always two.",
 )
 @click.option(
     "--weight-layout",

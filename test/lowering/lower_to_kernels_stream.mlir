@@ -1,4 +1,5 @@
 // RUN: moeloom-opt -p moe-lower-to-kernels{target=sm_90},canonicalize %s | filecheck %s
+// RUN: moeloom-opt -p "moe-lower-to-kernels{target=sm_90 fusion=fused}" %s | filecheck --check-prefix=FORCED %s
 // RUN: not moeloom-opt -p "moe-lower-to-kernels{target=sm_90 layout=row_major}" %s 2>&1 | filecheck --check-prefix=ROWS %s
 // RUN: not moeloom-opt -p "moe-lower-to-kernels{target=gfx950 layout=stream}" %s 2>&1 | filecheck --check-prefix=ABSENT %s
 // RUN: not moeloom-opt -p "moe-lower-to-kernels{target=gfx950 layout=mfma_stream}" %s 2>&1 | filecheck --check-prefix=NARROW %s
@@ -6,6 +7,7 @@
 // Payload and scales are one stream; blocks of 8 rows take the decode kernels, those of 64 the prefill kernels.
 // CHECK:       block = 64 : i64, {{.*}}steps = 4 : i64, stream_warps = 4 : i64, {{.*}}sym_name = "prefill_down_0"
 // CHECK:       columns = 96 : i64, groups = 16 : i64, layout = "tiled_32x8", {{.*}}stage = 1 : i64, topk = 2 : i64}, sym_name = "expand_0"
+// CHECK:       quantise = "even", {{.*}}sym_name = "decode_gate_up_2"
 // CHECK:       early = true, {{.*}}sym_name = "decode_gate_up_1"
 // CHECK:       early = true, {{.*}}sym_name = "decode_down_0"
 // CHECK:       block = 64 : i64, {{.*}}programs = {{132|264}} : i64, ring = {{[34]}} : i64, step = 192 : i64, steps = 4 : i64, stream_warps = 8 : i64, topk = 2 : i64, x = "bf16"}, sym_name = "prefill_gate_up_0"
@@ -54,6 +56,26 @@ func.func @early_behind_a_reader_of_the_list(%x: tensor<?x96xbf16>, %ids: tensor
 }
 
 func.func @early_behind_the_quantiser(%x: tensor<?x96xbf16>, %ids: tensor<?x2xi32>, %w: tensor<?x2xf32>,
+    %w1: tensor<8x128x96xf4E2M1FN> {moe.weight = "w"}, %s1: tensor<8x128x3xf8E8M0FNU> {moe.weight = "s"}) -> (tensor<?x64xbf16>, tensor<?x96xf4E2M1FN>) {
+  %s, %sw, %e, %n = "moe.sort_tokens"(%ids, %w) {experts = 8 : i64, block = 8 : i64, operandSegmentSizes = array<i32: 1, 1, 0, 0>}
+    : (tensor<?x2xi32>, tensor<?x2xf32>) -> (tensor<?xi32>, tensor<?xf32>, tensor<?xi32>, tensor<2xi32>)
+  %q, %qs = "moe.quant_sort"(%x, %s, %n) {kind = "per_1x32", scale_mode = "even", stage = 1 : i64, topk = 2 : i64, layout = "tiled_32x8"}
+    : (tensor<?x96xbf16>, tensor<?xi32>, tensor<2xi32>) -> (tensor<?x96xf4E2M1FN>, tensor<?x8xf8E8M0FNU>)
+  %h = "moe.gate_up"(%q, %qs, %s, %e, %n, %w1, %s1) {topk = 2 : i64, block = 8 : i64, activation = "silu", alpha = 1.0 : f32, limit = 7.0 : f32,
+      gate_up_order = "concatenated", weight_order = "nk", operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 0, 1, 1, 0>}
+    : (tensor<?x96xf4E2M1FN>, tensor<?x8xf8E8M0FNU>, tensor<?xi32>, tensor<?xi32>, tensor<2xi32>, tensor<8x128x96xf4E2M1FN>, tensor<8x128x3xf8E8M0FNU>) -> tensor<?x64xbf16>
+  return %h, %q : tensor<?x64xbf16>, tensor<?x96xf4E2M1FN>
+}
+
+// A quantiser that a decode kernel alone reads becomes its scale mode: neither codes nor scales are written. Forced, it stays.
+// CHECK-LABEL: func.func @quantises_on_the_way
+// CHECK-NOT:     quant_sort
+// CHECK:         "kernel.launch"({{%[^,]*}}, %arg0, {{.*}}kernel = @decode_gate_up_2
+// CHECK:         return
+// FORCED-LABEL: func.func @quantises_on_the_way
+// FORCED:         moe.op = "moe.quant_sort"
+// FORCED:         kernel = @decode_gate_up_
+func.func @quantises_on_the_way(%x: tensor<?x96xbf16>, %ids: tensor<?x2xi32>, %w: tensor<?x2xf32>,
     %w1: tensor<8x128x96xf4E2M1FN> {moe.weight = "w"}, %s1: tensor<8x128x3xf8E8M0FNU> {moe.weight = "s"}) -> tensor<?x64xbf16> {
   %s, %sw, %e, %n = "moe.sort_tokens"(%ids, %w) {experts = 8 : i64, block = 8 : i64, operandSegmentSizes = array<i32: 1, 1, 0, 0>}
     : (tensor<?x2xi32>, tensor<?x2xf32>) -> (tensor<?xi32>, tensor<?xf32>, tensor<?xi32>, tensor<2xi32>)

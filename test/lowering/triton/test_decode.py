@@ -36,6 +36,7 @@ GPT_OSS = {
     "programs": 2 * SM,
     "num_warps": 8,
     "early": False,
+    "quantise": "none",
 }
 DOWN = GPT_OSS | {"has_weights": True, "num_warps": 4, "programs": 4 * SM, "early": True}
 A4 = {"x": "f4E2M1FN", "layout": "tiled_32x8", "early": True}
@@ -44,13 +45,16 @@ MMAS = 4  # a chunk
 KERNELS = {
     "gate_up": ("decode_gate_up", GPT_OSS),
     "gate_up_a4": ("decode_gate_up", GPT_OSS | A4),
+    "gate_up_quantises": ("decode_gate_up", GPT_OSS | {"quantise": "even"}),
+    "gate_up_16_quantises": ("decode_gate_up", GPT_OSS | {"quantise": "even", "block": 16, "ring": 6}),
+    "down_quantises": ("decode_down", DOWN | {"splits": 3, "quantise": "even"}),
     "down": ("decode_down", DOWN | {"splits": 1}),
     "down_split": ("decode_down", DOWN | {"splits": 3}),
     "down_a4": ("decode_down", DOWN | A4 | {"splits": 3}),
     "gate_up_16": ("decode_gate_up", GPT_OSS | {"block": 16, "ring": 6}),
     "gate_up_16_a4": ("decode_gate_up", GPT_OSS | A4 | {"block": 16, "ring": 6}),
-    "down_16": ("decode_down", DOWN | {"block": 16, "splits": 1}),
-    "down_16_a4": ("decode_down", DOWN | A4 | {"block": 16, "splits": 1}),
+    "down_16": ("decode_down", DOWN | {"block": 16, "splits": 1, "ring": 6}),
+    "down_16_a4": ("decode_down", DOWN | A4 | {"block": 16, "splits": 1, "ring": 6}),
     "small": ("decode_gate_up", GPT_OSS | {"hidden": 96, "intermediate": 32, "num_warps": 4, "has_bias": False}),
 }
 STREAMING = tuple(name for name in KERNELS if name != "small")

@@ -13,6 +13,7 @@ from ptx.products import Call, relative, run
 from moeloom.lowering.triton import build
 from moeloom.lowering.triton.architecture import ARCHITECTURES
 from moeloom.lowering.triton.compile import ASSEMBLY
+from moeloom.runtime.reference import SCALE_MODES
 
 TOPK, TOKENS, WARPS = 2, 11, 4
 BASE = {
@@ -27,6 +28,7 @@ BASE = {
     "maxnreg": 128,
     "programs": 3,
     "early": False,
+    "quantise": "none",
     "num_warps": WARPS,
 }
 GATE_UP = BASE | {"hidden": 96, "intermediate": 72, "activation": "swiglu", "alpha": 1.702, "limit": 7.0}
@@ -45,6 +47,15 @@ KERNELS: dict[str, tuple[str, dict[str, Any]]] = {
     "down": ("decode_down", DOWN),
     "down, 2 splits, no bias": ("decode_down", DOWN | PLAIN | {"intermediate": 1088, "splits": 2, "programs": 5}),
     "down a4": ("decode_down", DOWN | A4),
+    "gate_up that quantises": ("decode_gate_up", GATE_UP | {"quantise": "even"}),
+    "down that quantises, early, 2 splits": (
+        "decode_down",
+        DOWN | {"quantise": "even", "early": True, "intermediate": 1088, "splits": 2},
+    ),
+    "gate_up of 16 rows that quantises, 8 warps": (
+        "decode_gate_up",
+        GATE_UP | {"quantise": "even", "block": 16, "num_warps": 8, "hidden": 1088},
+    ),
     "gate_up of 16 rows": ("decode_gate_up", GATE_UP | {"block": 16}),
     "gate_up a4 of 16 rows, 2 records": (
         "decode_gate_up",
@@ -80,6 +91,40 @@ def test_equals_the_product(assembly, name):
     assert relative(found.double().sum(0), call.wanted()) < limit
     backwards = run(template, params, assembly[name], call, lambda programs: list(range(programs))[::-1])
     assert torch.equal(found.view(torch.uint8), backwards.view(torch.uint8))
+
+
+SPECIAL = (torch.nan, torch.inf, 0.0, -0.0, 2.0**-126, 2.0**-130, 3.3895e38, 6.0, 2.5, 0.25)
+
+
+@pytest.fixture(scope="module", params=SCALE_MODES)
+def quantising(request, tmp_path_factory) -> tuple[str, Mapping[str, str]]:
+    """A scale mode, and a kernel of one unit a program that takes codes, or quantises by it."""
+    kernels = {
+        name: {"template": "decode_gate_up", "params": GATE_UP | own}
+        for name, own in (("codes", A4), ("quantises", {"quantise": request.param}))
+    }
+    compiled = build.compile_kernels(
+        kernels, ARCHITECTURES["sm_90"], tmp_path_factory.mktemp("cache"), lambda *_: None, {}
+    )
+    return request.param, {name: Path(folders[16], ASSEMBLY).read_text() for name, folders in compiled.items()}
+
+
+def test_quantising_gives_what_codes_give(quantising):
+    """To the bit, whatever is in x."""
+    mode, texts = quantising
+    found = []
+    for name, own in (("codes", A4), ("quantises", {"quantise": mode})):
+        params = GATE_UP | own
+        call = Call("decode_gate_up", params, TOKENS, mode=mode)
+        generator = torch.Generator().manual_seed(1)
+        call.x.mul_(2.0 ** torch.randint(-12, 12, call.x.shape, generator=generator))
+        for row, value in enumerate(SPECIAL):
+            call.x[row, 3 * row] = value
+        call.x[4, 32:64], call.x[10, 32:64] = 0.0, 2.0**-129
+        call.quantise()
+        found.append(run("decode_gate_up", params, texts[name], call, lambda programs: list(range(programs))))
+    assert found[1].isfinite().any() and found[1][0, :TOPK].isnan().all()
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_missing_barrier_is_a_race(assembly):

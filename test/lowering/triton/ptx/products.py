@@ -23,8 +23,11 @@ CONSTANT, LISTS = ("weight", "bias"), ("sorted_ids", "expert_ids", "num_valid", 
 class Call:
     """Random operands of a kernel: what no live row names is NaN (0xFF), and so is what lies around the buffers."""
 
-    def __init__(self, template: str, params: Mapping[str, Any], tokens: int, aligned: bool = True) -> None:
-        """`aligned`: whether rows of x begin at multiples of 16 bytes; else none does, nor are they dense."""
+    def __init__(
+        self, template: str, params: Mapping[str, Any], tokens: int, aligned: bool = True, mode: str = "even"
+    ) -> None:
+        """`aligned`: whether rows of x begin at multiples of 16 bytes; else none does, nor are they dense. `mode`: the
+        scale mode of x as MXFP4."""
         self.params, self.stage, self.aligned = params, 1 if template.endswith("gate_up") else 2, aligned
         torch.manual_seed(0)
         topk = params["topk"]
@@ -41,7 +44,12 @@ class Call:
         self.x = torch.randn(rows, self.columns).bfloat16()
         sorted_ids, _, _, num_valid = self.sort
         self.named = reference.defined_payload(sorted_ids, num_valid, self.stage, topk, rows)
-        self.codes, self.x_scales = reference.quantise(self.x, "even")
+        self.mode = mode
+        self.quantise()
+
+    def quantise(self) -> None:
+        """Codes and scales of `x`, anew where it was changed."""
+        self.codes, self.x_scales = reference.quantise(self.x, self.mode)
 
     def given(self) -> dict[str, Tensor | int]:
         """Arguments by name."""
@@ -75,7 +83,8 @@ class Call:
 
     def sums(self) -> Tensor:
         """float64 [tokens, k, outputs] before bias and routing weight; NaN where a slot has no expert."""
-        values = self.x.double() if self.params["x"] == "bf16" else reference.dequantise(self.codes, self.x_scales)
+        exact = self.params["x"] == "bf16" and self.params.get("quantise", "none") == "none"
+        values = self.x.double() if exact else reference.dequantise(self.codes, self.x_scales)
         weight = reference.dequantise(self.weight, self.scales)
         out = torch.full((*self.ids.shape, weight.shape[1]), torch.nan, dtype=torch.float64)
         for token, slot in (self.ids >= 0).nonzero().tolist():

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch_mlir import ir
 
 from moeloom.dialects import kernel, moe
 from moeloom.lowering import sizes
+from moeloom.lowering.function import FunctionLowering
 from moeloom.lowering.operands import Params, element
-
-if TYPE_CHECKING:
-    from moeloom.lowering.function import FunctionLowering
 
 LINEAR = "torch.aten.linear"
 TO_BUILTIN, FROM_BUILTIN = "torch_c.to_builtin_tensor", "torch_c.from_builtin_tensor"
@@ -20,11 +16,13 @@ MOST_COLUMNS = 4096
 
 
 def launch_router_products(lower: FunctionLowering, block: ir.Block) -> None:
-    """Give each torch.aten.linear of `block` that only routers read a kernel for few tokens.
+    """Give each torch.aten.linear of `block` that only routers read a kernel for few tokens, where the target has one.
 
     x is [M, H] bf16 or f16, the weight an argument of the function; with other types, or more columns than
     MOST_COLUMNS, ATen computes it.
     """
+    if not lower.target.router_tokens:
+        return
     for op in [op for op in block.operations if isinstance(op, moe.RouteOp)]:
         cast = op.logits.owner
         if isinstance(cast, ir.Block) or cast.name != TO_BUILTIN:
