@@ -83,17 +83,44 @@ def gather_x(
     column = (thread // (32 * octets) * WARP_PIECES + thread % 32 // OCTET) * PIECE
     place = address + octet * (PADDED * COLUMN_BYTES) + column * COLUMN_BYTES + thread % OCTET * PIECE_BYTES
     step: gl.constexpr = thread.shape[0] // BLOCK * PIECE
-    gl.barrier()
+    rows = x + row * x_stride
     if X == F4:
+        gl.barrier()
         sorted_row = (block * BLOCK).to(gl.int64) + own
-        _gather_codes(
-            place, x + row * x_stride, live, x_scales, sorted_row, first, column, step, COLUMNS, PADDED, layout, LAYOUT
-        )
-    elif QUANTISE != "none":
-        _gather_quantised(place, x + row * x_stride, live, first, column, step, COLUMNS, PADDED, layout, QUANTISE)
+        _gather_codes(place, rows, live, x_scales, sorted_row, first, column, step, COLUMNS, PADDED, layout, LAYOUT)
+    elif octets > 1:
+        gl.barrier()
+        _gather_rows(place, rows, live, first, column, OCTET, step, COLUMNS, PADDED, layout, QUANTISE)
     else:
-        _gather_bf16(place, x + row * x_stride, live, first, column, step, COLUMNS, PADDED, layout)
+        # With few tokens most blocks have one row: then all threads move it, a piece each.
+        alone = gl.load(sorted_ids + block * BLOCK + 1).to(gl.uint32, bitcast=True) >> 24 == TOPK
+        entry = gl.load(sorted_ids + block * BLOCK)
+        token = (entry & 0xFFFFFF).to(gl.int64)
+        row = token if STAGE == 1 else token * TOPK + (entry.to(gl.uint32, bitcast=True) >> 24).to(gl.int64)
+        gl.barrier()
+        if alone:
+            column = thread * PIECE
+            rows = x + row * x_stride + gl.zeros_like(column).to(gl.int64)
+            place = address + column * COLUMN_BYTES
+            wide: gl.constexpr = 32 * gl.num_warps() * PIECE
+            _clear_others(address, thread, PADDED)
+            _gather_rows(place, rows, column >= 0, first, column, 1, wide, COLUMNS, PADDED, layout, QUANTISE)
+        else:
+            _gather_rows(place, rows, live, first, column, OCTET, step, COLUMNS, PADDED, layout, QUANTISE)
     gl.barrier()
+
+
+@gluon.jit
+def _clear_others(address, thread, PADDED: gl.constexpr):
+    """Zeros in every row of an octet but the first one."""
+    for start in gl.static_range(0, PADDED, 32 * gl.num_warps()):
+        piece = start + thread
+        other = (piece < PADDED) & (piece % OCTET != 0)
+        gl.inline_asm(
+            "{ .reg .b32 z; .reg .pred p; setp.ne.s32 p, $1, 0; mov.b32 z, 0;@p st.shared.v4.b32 [$0], {z, z, z, z}; }",
+            "r,r",
+            [address + piece * PIECE_BYTES, other.to(gl.int32)],
+        )
 
 
 @gluon.jit
@@ -124,43 +151,55 @@ def _piece(rows, live, first, column, COLUMNS: gl.constexpr, layout: gl.constexp
 
 
 @gluon.jit
-def _gather_bf16(
+def _gather_rows(
     place,
     rows,
     live,
     first,
     own_column,
+    APART: gl.constexpr,
     STEP: gl.constexpr,
     COLUMNS: gl.constexpr,
     PADDED: gl.constexpr,
     layout: gl.constexpr,
+    QUANTISE: gl.constexpr,
 ):
-    """Eight elements become as many, times 2^32."""
+    """Eight elements of each thread's `rows` a step. APART: lanes between neighbouring pieces of a group."""
     for start in gl.static_range(0, PADDED, AT_ONCE * STEP):
         pieces = _pieces(rows, live, first, own_column, start, STEP, COLUMNS, PADDED, layout)
         for number in gl.static_range(len(pieces)):
             column = start + number * STEP
-            gl.inline_asm(
-                "{ .reg .b32 v<4>, k; .reg .pred p; setp.lt.s32 p, $1, $2; mov.b32 k, 0x4f804f80;"
-                "mov.b32 v0, {$3, $4}; mov.b32 v1, {$5, $6}; mov.b32 v2, {$7, $8}; mov.b32 v3, {$9, $10};"
-                "mul.rn.bf16x2 v0, v0, k; mul.rn.bf16x2 v1, v1, k; mul.rn.bf16x2 v2, v2, k; mul.rn.bf16x2 v3, v3, k;"
-                "@p st.shared.v4.b32 [$0], {v0, v1, v2, v3}; }",
-                "r,r,r,h,h,h,h,h,h,h,h",
-                [place + column * COLUMN_BYTES, column + own_column, PADDED, pieces[number]],
-            )
+            there = place + column * COLUMN_BYTES
+            if QUANTISE == "none":
+                _put(there, column + own_column, PADDED, pieces[number])
+            else:
+                _put_quantised(there, column + own_column, PADDED, pieces[number], APART, QUANTISE)
+
+
+@gluon.jit
+def _put(place, column, PADDED: gl.constexpr, piece):
+    """Eight elements, times 2^32, where `column` is below PADDED."""
+    gl.inline_asm(
+        "{ .reg .b32 v<4>, k; .reg .pred p; setp.lt.s32 p, $1, $2; mov.b32 k, 0x4f804f80;"
+        "mov.b32 v0, {$3, $4}; mov.b32 v1, {$5, $6}; mov.b32 v2, {$7, $8}; mov.b32 v3, {$9, $10};"
+        "mul.rn.bf16x2 v0, v0, k; mul.rn.bf16x2 v1, v1, k; mul.rn.bf16x2 v2, v2, k; mul.rn.bf16x2 v3, v3, k;"
+        "@p st.shared.v4.b32 [$0], {v0, v1, v2, v3}; }",
+        "r,r,r,h,h,h,h,h,h,h,h",
+        [place, column, PADDED, piece],
+    )
 
 
 @gluon.constexpr_function
-def _largest_assembly():
-    """Of eight bf16 $1 to $8, and those of the three other lanes with the group, the largest magnitude's bits."""
+def _largest_assembly(apart):
+    """Of eight bf16 $1 to $8, and those of the three other lanes of the group, the largest magnitude's bits."""
     pairs = " ".join(f"mov.b32 v{i}, {{${1 + 2 * i}, ${2 + 2 * i}}}; and.b32 v{i}, v{i}, 0x7fff7fff;" for i in range(4))
     # As integers magnitudes order like the values, NaN above Inf.
     return (
         "{ .reg .b32 v<4>, w;"
         + pairs
         + "max.u16x2 v0, v0, v1; max.u16x2 v2, v2, v3; max.u16x2 v0, v0, v2;"
-        + "shfl.sync.bfly.b32 w, v0, 8, 0x1f, 0xffffffff; max.u16x2 v0, v0, w;"
-        + "shfl.sync.bfly.b32 w, v0, 16, 0x1f, 0xffffffff; max.u16x2 v0, v0, w;"
+        + f"shfl.sync.bfly.b32 w, v0, {apart}, 0x1f, 0xffffffff; max.u16x2 v0, v0, w;"
+        + f"shfl.sync.bfly.b32 w, v0, {2 * apart}, 0x1f, 0xffffffff; max.u16x2 v0, v0, w;"
         + "shl.b32 w, v0, 16; max.u16x2 v0, v0, w; shr.u32 $0, v0, 16; }"
     )
 
@@ -202,40 +241,18 @@ def _quantising_assembly():
 
 
 @gluon.jit
-def _gather_quantised(
-    place,
-    rows,
-    live,
-    first,
-    own_column,
-    STEP: gl.constexpr,
-    COLUMNS: gl.constexpr,
-    PADDED: gl.constexpr,
-    layout: gl.constexpr,
-    MODE: gl.constexpr,
-):
-    """Eight elements become the values of their codes and scale, as `_gather_codes` has them."""
-    for start in gl.static_range(0, PADDED, AT_ONCE * STEP):
-        pieces = _pieces(rows, live, first, own_column, start, STEP, COLUMNS, PADDED, layout)
-        for number in gl.static_range(len(pieces)):
-            column = start + number * STEP
-            amax = gl.inline_asm(_largest_assembly(), "=r,h,h,h,h,h,h,h,h", [pieces[number]], place.type, is_pure=False)
-            # A group with a NaN becomes NaN by its scale, whatever its codes.
-            scale = e8m0_scale(amax << 16, MODE)
-            reciprocal = gl.where(scale >= 254, 0x0040, (254 - scale) << 7)  # 2^(127-scale)
-            exponent = gl.where(scale == E8M0_NAN, 0x7FC0, gl.minimum(scale + 32, 255) << 7)
-            gl.inline_asm(
-                _quantising_assembly(),
-                "r,r,r,r,r,h,h,h,h,h,h,h,h",
-                [
-                    place + column * COLUMN_BYTES,
-                    reciprocal | reciprocal << 16,
-                    exponent | exponent << 16,
-                    column + own_column,
-                    PADDED,
-                    pieces[number],
-                ],
-            )
+def _put_quantised(place, column, PADDED: gl.constexpr, piece, APART: gl.constexpr, MODE: gl.constexpr):
+    """The values of eight elements' codes and scale, as `_gather_codes` has them."""
+    amax = gl.inline_asm(_largest_assembly(APART), "=r,h,h,h,h,h,h,h,h", [piece], place.type, is_pure=False)
+    # A group with a NaN becomes NaN by its scale, whatever its codes.
+    scale = e8m0_scale(amax << 16, MODE)
+    reciprocal = gl.where(scale >= 254, 0x0040, (254 - scale) << 7)  # 2^(127-scale)
+    exponent = gl.where(scale == E8M0_NAN, 0x7FC0, gl.minimum(scale + 32, 255) << 7)
+    gl.inline_asm(
+        _quantising_assembly(),
+        "r,r,r,r,r,h,h,h,h,h,h,h,h",
+        [place, reciprocal | reciprocal << 16, exponent | exponent << 16, column, PADDED, piece],
+    )
 
 
 @gluon.jit

@@ -93,6 +93,17 @@ def test_equals_the_product(assembly, name):
     assert torch.equal(found.view(torch.uint8), backwards.view(torch.uint8))
 
 
+@pytest.mark.parametrize("name", ["gate_up", "gate_up that quantises", "down that quantises, early, 2 splits"])
+def test_blocks_of_one_row(assembly, name):
+    """Beside a full one: all threads then move that row."""
+    template, params = KERNELS[name]
+    ids = torch.full((TOKENS, TOPK), -1, dtype=torch.int32)
+    ids[:9, 0], ids[9], ids[10, 1] = 1, torch.tensor([2, 0]), 2  # 1, 9 and 2 rows of experts 0, 1 and 2
+    call = Call(template, params, TOKENS, ids=ids)
+    found = run(template, params, assembly[name], call, lambda programs: list(range(programs)))
+    assert relative(found.double().sum(0), call.wanted()) < (3e-3 if call.stage == 1 else 1e-6)
+
+
 SPECIAL = (torch.nan, torch.inf, 0.0, -0.0, 2.0**-126, 2.0**-130, 3.3895e38, 6.0, 2.5, 0.25)
 
 

@@ -24,15 +24,22 @@ class Call:
     """Random operands of a kernel: what no live row names is NaN (0xFF), and so is what lies around the buffers."""
 
     def __init__(
-        self, template: str, params: Mapping[str, Any], tokens: int, aligned: bool = True, mode: str = "even"
+        self,
+        template: str,
+        params: Mapping[str, Any],
+        tokens: int,
+        aligned: bool = True,
+        mode: str = "even",
+        ids: Tensor | None = None,
     ) -> None:
         """`aligned`: whether rows of x begin at multiples of 16 bytes; else none does, nor are they dense. `mode`: the
-        scale mode of x as MXFP4."""
+        scale mode of x as MXFP4. `ids`: random ones unless given."""
         self.params, self.stage, self.aligned = params, 1 if template.endswith("gate_up") else 2, aligned
         torch.manual_seed(0)
         topk = params["topk"]
-        ids = torch.randint(EXPERTS, (tokens, topk), dtype=torch.int32)
-        ids[3], ids[5, 0] = -1, -1
+        if ids is None:
+            ids = torch.randint(EXPERTS, (tokens, topk), dtype=torch.int32)
+            ids[3], ids[5, 0] = -1, -1
         self.ids, self.shares = ids, torch.rand(tokens, topk) + 0.5
         self.sort = reference.sort_tokens(ids, self.shares, EXPERTS, params["block"])
         self.columns = params["hidden"] if self.stage == 1 else params["intermediate"]
