@@ -28,6 +28,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session")
+def artifacts() -> Path:
+    """The folder of them all."""
+    assert FOLDER
+    return Path(FOLDER)
+
+
+@pytest.fixture(scope="session")
 def gpu(artifact: Path) -> Iterator[Executable]:
     """An artifact on the GPU; its workspace is poisoned before every call."""
     with load(artifact, "cuda", verify="fast", poison=True) as executable:

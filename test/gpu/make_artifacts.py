@@ -93,6 +93,8 @@ LARGE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 SMALL_MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "gpt-oss-small": (SMALL_GPT_OSS, A4),
+    "gpt-oss-small-fused": (SMALL_GPT_OSS, A4 | {"fusion": "fused"}),
+    "gpt-oss-small-split": (SMALL_GPT_OSS, A4 | {"fusion": "split"}),
     "gpt-oss-small-a16": (SMALL_GPT_OSS, A16),
     "gpt-oss-small-one-stage": (SMALL_GPT_OSS, A4 | {"stages": 1}),
     "gpt-oss-small-rows": (SMALL_GPT_OSS, A4 | {"weight_layout": "row_major"}),

@@ -1,6 +1,7 @@
 """A GPU's results against the reference and against themselves: every M, streams, graphs, strides, padding."""
 
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,20 @@ def test_any_stride_and_alignment(gpu: Executable, layer: str, before: int, afte
             assert torch.equal(out, wanted)
         else:
             assert relative_l2(out, wanted) < 1e-3  # another variant of the code may add up in another order
+
+
+def test_a_product_that_quantises_gives_what_codes_give(artifacts: Path) -> None:
+    """To the byte, by the fused quantiser as by the split pair."""
+    paths = [artifacts / "small" / f"gpt-oss-small{how}.moel" for how in ("", "-fused", "-split")]
+    with ExitStack() as stack:
+        itself, fused, split = (stack.enter_context(load(path, "cuda", verify="fast", poison=True)) for path in paths)
+        name = itself.entries[0]
+        launched = [{launch.kernel for launch in each[name].launches(16)} for each in (itself, fused, split)]
+        assert [sum("quant" in kernel for kernel in kernels) for kernels in launched] == [0, 2, 2]
+        for m in (*range(1, 65), 200, 300):
+            x = inputs_of(itself, name, m, m)["x"]
+            wanted = itself[name](x)
+            assert torch.equal(fused[name](x), wanted) and torch.equal(split[name](x), wanted)
 
 
 def test_replays_of_a_graph(gpu: Executable, layer: str) -> None:
