@@ -7,9 +7,9 @@ the masks of section 3 fails. Notation: M tokens, H hidden, I intermediate, E ex
 import torch
 from torch import Tensor
 
+from moeloom.runtime.stream import ROUTER_STEP
+
 GROUP = 32
-ROUTER_STEP = 1024
-"""Columns of a step of the router's sum."""
 SCALE_BIAS = 127
 SCALE_NAN = 255
 SLOT_SHIFT = 24

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from moeloom.runtime.reference import ROUTER_STEP
+from moeloom.runtime.stream import ROUTER_STEP
 
 from .dependents import release, wait
 from .route import total_of
