@@ -14,7 +14,7 @@ weights come from memory. Numbers first: each artifact against the float64 refer
 tokens), each peer against the first artifact, on the row's first input. Then the burst of each (median of 9 replays
 after a pause), then each sustained (the second half of 1.2 s of replays). The floor is the bytes of the experts that
 this very routing touches over the bandwidth measured before and after. Every side gets the same x, router and expert
-weights, and has ATen compute the router's product. How tokens are routed is defined in moeloom/routing.py.
+weights; peers have ATen compute the router's product. How tokens are routed is defined in moeloom/routing.py.
 
 Peers: transformers on a CPU. On a GPU triton_kernels and Marlin as vLLM 0.22.0 carries them, from a folder that git
 ignores, prepared by

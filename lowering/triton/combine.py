@@ -44,7 +44,7 @@ def combine_kernel(
     slots = tl.arange(0, triton.next_power_of_2(TOPK))[None, :]
     places = ids + token.to(tl.int64)[:, None] * TOPK + slots
     named = tl.load(places, mask=live[:, None] & (slots < TOPK), other=-1, cache_modifier=cache)
-    has_expert = (expert_of(named, expert_map, EXPERTS, MAP) >= 0).to(tl.int32)
+    has_expert = (expert_of(named, expert_map, EXPERTS, MAP, cache) >= 0).to(tl.int32)
     if EARLY:
         follow(TARGET)
     total = tl.zeros([ROWS, BLOCK_N], tl.float32)

@@ -33,14 +33,15 @@ def live_tokens(num_tokens, M, CACHE: tl.constexpr = ""):
 
 
 @triton.jit
-def expert_of(ids, expert_map, EXPERTS: tl.constexpr, MAP: tl.constexpr):
-    """The expert of each i32 id, -1 where it has none here: a global number with a mask, a local one with an index."""
+def expert_of(ids, expert_map, EXPERTS: tl.constexpr, MAP: tl.constexpr, CACHE: tl.constexpr = ""):
+    """The expert of each i32 id, -1 where it has none here: a global number with a mask, a local one with an index.
+    CACHE: how memory is read."""
     named = (ids >= 0) & (ids < EXPERTS)
     if MAP == "none":
         found = named
     elif MAP == "mask":
-        found = tl.load(expert_map + ids, mask=named, other=0) != 0
+        found = tl.load(expert_map + ids, mask=named, other=0, cache_modifier=CACHE) != 0
     else:
-        ids = tl.load(expert_map + ids, mask=named, other=-1)
+        ids = tl.load(expert_map + ids, mask=named, other=-1, cache_modifier=CACHE)
         found = (ids >= 0) & (ids < EXPERTS)
     return tl.where(found, ids, -1)

@@ -33,6 +33,8 @@ KERNELS = {
     **{f"quant_sort {s}": ("quant_sort", QUANT | PLACE | {"stage": s, "block": BLOCK}) for s in (1, 2)},
     **{f"sort_scales {s}": ("sort_scales", PLACE | {"columns": COLUMNS // 32, "stage": s}) for s in (1, 2)},
     "combine": ("combine", COMBINE),
+    "combine with mask": ("combine", COMBINE | {"map": "mask"}),
+    "combine with index": ("combine", COMBINE | {"map": "index"}),
     "expand 1": ("expand", PLACE | {"columns": COLUMNS, "stage": 1}),
     "expand 2": ("expand", PLACE | {"columns": COLUMNS, "stage": 2, "layout": "row_major"}),
 }
@@ -55,7 +57,7 @@ def run(text: str, name: str, operands: Mapping[str, Tensor | int], results: lis
     template, params = KERNELS[name]
     names = [argument for argument, _ in TEMPLATES[template].arguments(params | TILES[template])]
     given = [operands[argument] for argument in names[: len(names) - len(results)]]
-    early = ("ids", "num_tokens") if params.get("early") else ()
+    early = ("ids", "num_tokens", "expert_map") if params.get("early") else ()
     places = [
         value if isinstance(value, int) else memory.place(value.view(torch.uint8).numpy(), old=argument in early)
         for argument, value in zip(names, given, strict=False)
@@ -104,16 +106,25 @@ def slots(lists: tuple[Tensor, ...], ids: Tensor) -> Tensor:
     return out.view(ids.shape)
 
 
-def test_early_combine(assembly, ids):
+@pytest.mark.parametrize(
+    ("name", "expert_map"),
+    [
+        ("combine", None),
+        ("combine with mask", torch.tensor([True, False, True, True, False])),
+        ("combine with index", torch.tensor([1, -1, 0, 2, -1], dtype=torch.int32)),
+    ],
+)
+def test_early_combine(assembly, ids, name, expert_map):
     """It reads the ids before it waits, and no row without an expert, which is NaN here."""
     rows = torch.randn(2, TOKENS * TOPK, COLUMNS)
-    here = reference.local_experts(ids, EXPERTS, LIVE, None) >= 0
+    here = reference.local_experts(ids, EXPERTS, LIVE, expert_map) >= 0
     summed = torch.where(here.reshape(1, -1, 1), rows, 0).sum(0).view(TOKENS, TOPK, COLUMNS)
     want = ((summed[:, 0] + summed[:, 1]) + summed[:, 2]).bfloat16()
     rows[:, ~here.flatten()] = torch.nan
     out = poison(TOKENS, COLUMNS, dtype=torch.bfloat16)
     operands = {"rows": rows, "ids": ids, "num_tokens": torch.tensor([LIVE], dtype=torch.int32)}
-    run(assembly["combine"], "combine", operands, [out], TOKENS, TOKENS * -(-COLUMNS // TILES["combine"]["block_n"]))
+    operands |= {} if expert_map is None else {"expert_map": expert_map}
+    run(assembly[name], name, operands, [out], TOKENS, TOKENS * -(-COLUMNS // TILES["combine"]["block_n"]))
     assert torch.equal(out, want)
 
 

@@ -111,8 +111,8 @@ def test_waits_for_the_launch_in_front(layers, folder):
         reads = re.findall(r"\bld\.global\S*|\bcp\.async\S*|\bbra\b", before)
         early = [read for read in reads if ".cg." in read or "evict_first" in read or read == "bra"]
         assert reads == early
-        ways = len(re.findall(r"\bret;", text)) if early else 1
-        assert len(re.findall(r"griddepcontrol\.wait", text)) == ways
+        # A program without units branches off before, to a wait of its own.
+        assert len(re.findall(r"griddepcontrol\.wait", text)) == (2 if "bra" in reads else 1)
         assert "st.global" in after
 
 
