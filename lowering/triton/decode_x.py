@@ -22,7 +22,7 @@ PIECE = gl.constexpr(8)
 """Columns of a token that a thread moves at once: 16 bytes."""
 PIECE_BYTES = gl.constexpr(16)
 AT_ONCE = gl.constexpr(6)
-"""Steps whose loads are under way together: 24 registers beside the ring."""
+"""The most steps whose loads are under way together: 24 registers beside the ring."""
 WARP_PIECES = gl.constexpr(4)
 """Pieces of a token that the lanes of a warp move at once: a group."""
 
@@ -113,7 +113,7 @@ def gather_x(
 @gluon.jit
 def _clear_others(address, thread, PADDED: gl.constexpr):
     """Zeros in every row of an octet but the first one."""
-    for start in gl.static_range(0, PADDED, 32 * gl.num_warps()):
+    for start in range(0, PADDED, 32 * gl.num_warps()):
         piece = start + thread
         other = (piece < PADDED) & (piece % OCTET != 0)
         gl.inline_asm(
@@ -123,30 +123,18 @@ def _clear_others(address, thread, PADDED: gl.constexpr):
         )
 
 
-@gluon.jit
-def _pieces(
-    rows,
-    live,
-    first,
-    own_column,
-    START: gl.constexpr,
-    STEP: gl.constexpr,
-    COLUMNS: gl.constexpr,
-    PADDED: gl.constexpr,
-    layout: gl.constexpr,
-):
-    """i16 [threads, 8] of each of up to AT_ONCE steps from START on, all asked for before the first is used."""
-    pieces = (_piece(rows, live, first, START + own_column, COLUMNS, layout),)
-    for step in gl.static_range(1, AT_ONCE):
-        if START + step * STEP < PADDED:
-            pieces = pushed(pieces, _piece(rows, live, first, START + step * STEP + own_column, COLUMNS, layout))
-    return pieces
+@gluon.constexpr_function
+def _steps_together(columns, step):
+    """Steps of so many columns whose loads are under way together: as even as can be, up to AT_ONCE."""
+    steps = -(-columns // step)
+    return -(-steps // -(-steps // AT_ONCE.value))
 
 
 @gluon.jit
-def _piece(rows, live, first, column, COLUMNS: gl.constexpr, layout: gl.constexpr):
-    inside = live & (first + column < COLUMNS)  # whole pieces: COLUMNS is a multiple of 32
-    places = (first + column)[:, None] + gl.arange(0, PIECE, gl.SliceLayout(0, layout))[None, :]
+def _piece(rows, live, column, COLUMNS: gl.constexpr, layout: gl.constexpr):
+    """i16 [threads, 8]; zeros past COLUMNS, which are whole pieces: a multiple of 32."""
+    places = column[:, None] + gl.arange(0, PIECE, gl.SliceLayout(0, layout))[None, :]
+    inside = live & (column < COLUMNS)
     return gl.load(rows[:, None] + places, mask=inside[:, None], other=0.0).to(gl.int16, bitcast=True)
 
 
@@ -165,15 +153,18 @@ def _gather_rows(
     QUANTISE: gl.constexpr,
 ):
     """Eight elements of each thread's `rows` a step. APART: lanes between neighbouring pieces of a group."""
-    for start in gl.static_range(0, PADDED, AT_ONCE * STEP):
-        pieces = _pieces(rows, live, first, own_column, start, STEP, COLUMNS, PADDED, layout)
-        for number in gl.static_range(len(pieces)):
-            column = start + number * STEP
-            there = place + column * COLUMN_BYTES
+    together: gl.constexpr = _steps_together(PADDED, STEP)
+    for start in range(0, PADDED, together * STEP):
+        column = start + own_column
+        pieces = (_piece(rows, live, first + column, COLUMNS, layout),)
+        for number in gl.static_range(1, together):
+            pieces = pushed(pieces, _piece(rows, live, first + column + number * STEP, COLUMNS, layout))
+        for number in gl.static_range(together):
+            there = place + (start + number * STEP) * COLUMN_BYTES
             if QUANTISE == "none":
-                _put(there, column + own_column, PADDED, pieces[number])
+                _put(there, column + number * STEP, PADDED, pieces[number])
             else:
-                _put_quantised(there, column + own_column, PADDED, pieces[number], APART, QUANTISE)
+                _put_quantised(there, column + number * STEP, PADDED, pieces[number], APART, QUANTISE)
 
 
 @gluon.jit
@@ -273,23 +264,30 @@ def _gather_codes(
     """Four bytes of codes and their scale become eight bf16, exactly: e2m1 times a power of two."""
     groups: gl.constexpr = COLUMNS // GROUP
     width: gl.constexpr = (groups + 7) // 8 * 8 if LAYOUT == "tiled_32x8" else groups
-    for start in gl.static_range(0, PADDED, STEP):
-        column = start + own_column
-        inside = live & (first + column < COLUMNS)
-        places = ((first + column) // 2)[:, None] + gl.arange(0, PIECE // 2, gl.SliceLayout(0, layout))[None, :]
-        byte = gl.load(rows[:, None] + places, mask=inside[:, None], other=0).to(gl.int32)
-        group = first // GROUP + start // GROUP + own_column // GROUP
-        places = sorted_offset(sorted_row, group, width, LAYOUT)
-        scale = gl.load(x_scales + places, mask=inside, other=0).to(gl.int32)
-        # Both codes of a byte as bf16 / 2^126; then times 2^126, and 2^(scale - 127 + 32).
-        pairs = (byte & 0x07) << 6 | (byte & 0x08) << 12 | (byte & 0x70) << 18 | (byte & 0x80) << 24
-        exponent = gl.where(scale == 255, 0x7FC0, gl.minimum(scale + 32, 255) << 7)
-        gl.inline_asm(
-            "{ .reg .b32 v<4>, k; .reg .pred p; setp.lt.s32 p, $2, $3; mov.b32 k, 0x7e807e80;"
-            "mul.rn.bf16x2 v0, $4, k; mul.rn.bf16x2 v1, $5, k; mul.rn.bf16x2 v2, $6, k; mul.rn.bf16x2 v3, $7, k;"
-            "mul.rn.bf16x2 v0, v0, $1; mul.rn.bf16x2 v1, v1, $1;"
-            "mul.rn.bf16x2 v2, v2, $1; mul.rn.bf16x2 v3, v3, $1;"
-            "@p st.shared.v4.b32 [$0], {v0, v1, v2, v3}; }",
-            "r,r,r,r,r,r,r,r",
-            [place + start * COLUMN_BYTES, exponent | exponent << 16, column, PADDED, pairs],
-        )
+    together: gl.constexpr = _steps_together(PADDED, STEP)
+    for start in range(0, PADDED, together * STEP):
+        for number in gl.static_range(together):
+            column = start + number * STEP + own_column
+            inside = live & (first + column < COLUMNS)
+            places = ((first + column) // 2)[:, None] + gl.arange(0, PIECE // 2, gl.SliceLayout(0, layout))[None, :]
+            byte = gl.load(rows[:, None] + places, mask=inside[:, None], other=0).to(gl.int32)
+            places = sorted_offset(sorted_row, (first + column) // GROUP, width, LAYOUT)
+            scale = gl.load(x_scales + places, mask=inside, other=0).to(gl.int32)
+            # Both codes of a byte as bf16 / 2^126; then times 2^126, and 2^(scale - 127 + 32).
+            pairs = (byte & 0x07) << 6 | (byte & 0x08) << 12 | (byte & 0x70) << 18 | (byte & 0x80) << 24
+            exponent = gl.where(scale == 255, 0x7FC0, gl.minimum(scale + 32, 255) << 7)
+            gl.inline_asm(
+                "{ .reg .b32 v<4>, k; .reg .pred p; setp.lt.s32 p, $2, $3; mov.b32 k, 0x7e807e80;"
+                "mul.rn.bf16x2 v0, $4, k; mul.rn.bf16x2 v1, $5, k; mul.rn.bf16x2 v2, $6, k; mul.rn.bf16x2 v3, $7, k;"
+                "mul.rn.bf16x2 v0, v0, $1; mul.rn.bf16x2 v1, v1, $1;"
+                "mul.rn.bf16x2 v2, v2, $1; mul.rn.bf16x2 v3, v3, $1;"
+                "@p st.shared.v4.b32 [$0], {v0, v1, v2, v3}; }",
+                "r,r,r,r,r,r,r,r",
+                [
+                    place + (start + number * STEP) * COLUMN_BYTES,
+                    exponent | exponent << 16,
+                    column,
+                    PADDED,
+                    pairs,
+                ],
+            )
