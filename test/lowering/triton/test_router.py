@@ -17,7 +17,7 @@ from moeloom.lowering.triton.tiles import SM_90
 from moeloom.runtime import reference
 
 TILE = next(dict(tile.params) for tile in SM_90 if tile.template == "router")
-EXPERTS = 5
+EXPERTS = 2
 Case = tuple[dict, Tensor, list[Tensor]]
 
 
