@@ -72,15 +72,16 @@ class Target:
 
 
 STREAM = (
-    Plan(block=8, rows=5),
+    Plan(block=8, rows=3),
     Plan(block=16, rows=11),
     Plan(block=32, rows=26),
-    Plan(block=64, rows=72),
+    Plan(block=64, rows=56),
     Plan(block=128),
 )
 """An expert's weights are read, and widened, once a sort block: with n rows on average, spread at random, in blocks of
-8 1.07 times where n = 5 and 1.41 times where n = 8. `python benchmarks/prefill_products.py` on an H200 gives the
-products of gpt-oss-120b in blocks of 32, 64 and 128 rows (docs/h200.md); blocks of 16 and 8 are the decode kernels'.
+8 1.02 times where n = 4 and 1.41 times where n = 8. A block of which half or less is used costs less: of 16 rows in
+the decode kernels, of 64 and 128 in the prefill kernels. `python benchmarks/decode_products.py` and
+`prefill_products.py` on an H200 give the products of gpt-oss-120b (docs/h200.md).
 """
 REFERENCE_SWITCH = (2048, 8192)
 """The contract's switch (section 4), for GPUs that were not measured."""

@@ -21,7 +21,6 @@ each group of 32 columns: the e8m0 byte + 64, since the products are summed 2^-6
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -38,8 +37,8 @@ LEAST_SCALE, GREATEST_SCALE = 64, 190  # e8m0 bytes; beyond them a scaled sum mi
 ROWS_TOGETHER = 8  # gates, and ups: registers of one lane
 SIGN_BITS = (15, 12, 14, 13)  # of the pairs 0..3
 MAGNITUDE_BITS = (6, 3, 9, 0)
-STEP_WORDS = 32767  # a step on a CPU: in the second-level cache, and below what torch hands to its threads, which
-# would meet after each of these short operations; whole steps are handed out instead
+STEP_WORDS = 32767  # a step on a CPU: in the second-level cache, and below what torch hands to its threads. They would
+# meet after each of these short operations, and so would threads of our own, for Python's lock: two took twice as long
 
 
 def pack_stream(codes: Tensor, scales: Tensor, rows: str, warps: int) -> Tensor:
@@ -54,23 +53,13 @@ def pack_stream(codes: Tensor, scales: Tensor, rows: str, warps: int) -> Tensor:
     out = torch.zeros(stream.shape, dtype=torch.uint8, device=codes.device)
     payload, scale_bytes = (fragments_of(m, rows, ROWS_TOGETHER).squeeze(1) for m in (_words(codes), scales))
     tiles, some = (stream.tiles, warps) if codes.device.type != "cpu" else (1, _warps_a_step(stream))
-    steps = [(tile, warp) for tile in range(0, stream.tiles, tiles) for warp in range(0, warps, some)]
-    threads = min(len(steps), torch.get_num_threads())
-
-    def lay(share: int) -> None:
-        laid = _Payload(stream, tiles, some, codes.device)
-        for tile, warp in steps[share::threads]:
+    laid = _Payload(stream, tiles, some, codes.device)
+    for tile in range(0, stream.tiles, tiles):
+        for warp in range(0, warps, some):
             fragments = slice(tile * warps + warp, (tile + tiles - 1) * warps + warp + some)
             laid.lay(out[tile : tile + tiles, :, 1:, warp : warp + some], payload[fragments])
-        for tile in range(share * tiles, stream.tiles, threads * tiles):
-            fragments = slice(tile * warps, (tile + tiles) * warps)
-            _lay_scales(out[tile : tile + tiles, :, 0], scale_bytes[fragments], stream)
-
-    if threads == 1:
-        lay(0)
-        return out
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lay, range(threads)))
+        fragments = slice(tile * warps, (tile + tiles) * warps)
+        _lay_scales(out[tile : tile + tiles, :, 0], scale_bytes[fragments], stream)
     return out
 
 
@@ -155,10 +144,10 @@ class _Payload:
         torch.bitwise_right_shift(one, 8, out=self._low).bitwise_and_(EVEN_BYTES)
         torch.bitwise_and(other, ODD_BYTES, out=self._high)
         torch.bitwise_or(self._low, self._high, out=self._mixed[:, 1])
-        halves = self._mixed.view(torch.int16).view(2, 2, *self._shape, 4, 2)
-        self._pairs.copy_(halves.permute(0, 8, 1, *range(2, 8))).bitwise_and_(0xFFFF)
-        for table, pairs, words in zip(self._tables, self._pairs.view(2, -1), self._words, strict=True):
-            torch.index_select(table, 0, pairs, out=words)
+        halves = self._mixed.view(torch.uint16).view(2, 2, *self._shape, 4, 2)
+        for table, some, pairs, words in zip(self._tables, halves, self._pairs, self._words, strict=True):
+            pairs.copy_(some.permute(7, 0, *range(1, 7)))
+            torch.index_select(table, 0, pairs.view(-1), out=words)
         words = self._words[0].bitwise_or_(self._words[1])
         # The four words of a lane travel as one element of 16 bytes.
         lanes = words.view(torch.complex128).view(4, *self._shape).permute(1, 2, 3, 4, 5, 0)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 FRAGMENT_ROWS = 16
 CHUNK_COLUMNS = 64
+SWIZZLE_BYTES = 1024  # after which the swizzle of wgmma's operands begins anew
 ROUTER_STEP = 1024  # columns of a step of the router's sum
 CHUNK_BYTES = 512
 MOST_CHUNKS = 16  # whose scales fill a chunk

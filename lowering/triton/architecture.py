@@ -9,6 +9,8 @@ KIB = 1024
 ALIGNED = 16
 """Bytes of a pointer and elements of a stride that the fast variant of a kernel assumes multiples of."""
 
+SHARED_RESERVE = KIB
+"""Bytes of an SM's shared memory that CUDA keeps for each resident program."""
 SIMDS = 4
 """Of a compute unit, on CDNA."""
 
@@ -18,7 +20,9 @@ class Architecture:
     """What Triton compiles for. `name` is the vendor's: gfx950, sm_90; it is the templates' TARGET.
 
     `warp_size` is in threads, `shared_limit` the bytes of LDS or shared memory that a workgroup may ask for. Persistent
-    kernels, where a target has them, fill its `processors` (SMs of so many `registers`, or compute units).
+    kernels, where a target has them, fill its `processors`: SMs of so many `registers` and `shared` bytes, of which
+    each resident program takes SHARED_RESERVE more than it asks for (CUDA C++ Programming Guide, compute
+    capability 9.0); or compute units.
     """
 
     backend: Literal["hip", "cuda"]
@@ -27,6 +31,11 @@ class Architecture:
     shared_limit: int
     processors: int = 0
     registers: int = 65536
+    shared: int = 228 * KIB
+
+    def resident(self, shared: int) -> int:
+        """How many programs that ask for `shared` bytes an SM holds."""
+        return 0 if shared > self.shared_limit else self.shared // (shared + SHARED_RESERVE)
 
     @property
     def arch(self) -> str | int:

@@ -15,12 +15,13 @@ from .decode_stream import (
     CHUNK_COLUMNS,
     fill_ring,
     first_record,
+    is_padding,
     multiply_unit,
     own_tokens,
     thread_numbers,
     threads_layout,
 )
-from .decode_units import BESIDE_L1, expert_of, own_units
+from .decode_units import BESIDE_L1, expert_of, own_costly_units, own_units
 from .decode_x import address_of, allocate_x, gather_x
 from .dependents import follow
 from .product_params import OPTIONAL, absent
@@ -62,7 +63,12 @@ def decode_down_kernel(
     cache: gl.constexpr = BESIDE_L1 if EARLY else ""
     if not EARLY:
         follow(TARGET)
-    first, last = own_units(num_valid, gl.program_id(0), BLOCK, SPLITS * TILES, PROGRAMS, cache)
+    if BLOCK == OCTET:
+        first, last = own_units(num_valid, gl.program_id(0), BLOCK, SPLITS * TILES, PROGRAMS, cache)
+    else:
+        first, last = own_costly_units(
+            num_valid, sorted_ids, gl.program_id(0), BLOCK, SPLITS * TILES, PROGRAMS, TOPK, cache
+        )
     if first >= last:
         if EARLY:
             follow(TARGET)
@@ -74,6 +80,7 @@ def decode_down_kernel(
     ring = fill_ring(weight, record, CHUNKS, RING)
     if EARLY:
         follow(TARGET)
+    is_short = first < 0
     for unit in range(first, last):
         part = unit // TILES
         block = part // SPLITS
@@ -83,6 +90,8 @@ def decode_down_kernel(
                 x_address, x, ROW, x_scales, sorted_ids, block, split * COLUMNS,
                 BLOCK, 2, TOPK, INTERMEDIATE, COLUMNS, X, LAYOUT, QUANTISE,
             )  # fmt: skip
+            if BLOCK > OCTET:
+                is_short = is_padding(sorted_ids, block * BLOCK + OCTET, TOPK)
         following = first_record(next_expert, unit + 1, last, TILES, SPLITS, SPAN)
         later_expert = expert_of(expert_ids, unit + 2, last, SPLITS * TILES)  # so early that nobody waits for it
 
@@ -98,7 +107,7 @@ def decode_down_kernel(
         if sorted_weights is not None:
             shares = own_tokens(sorted_weights, block, BLOCK)
 
-        sums, ring = multiply_unit(ring, weight, record, following, x_address, BLOCK, SPAN, CHUNKS, RING)
+        sums, ring = multiply_unit(ring, weight, record, following, x_address, is_short, BLOCK, SPAN, CHUNKS, RING)
         output = _own_output(unit, TILES)
         partial = out + split.to(gl.int64) * M * (TOPK * HIDDEN)
         for token in gl.static_range(2 * (BLOCK // OCTET)):

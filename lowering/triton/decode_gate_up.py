@@ -16,12 +16,13 @@ from .decode_stream import (
     CHUNK_COLUMNS,
     fill_ring,
     first_record,
+    is_padding,
     multiply_unit,
     own_tokens,
     thread_numbers,
     threads_layout,
 )
-from .decode_units import BESIDE_L1, expert_of, own_units
+from .decode_units import BESIDE_L1, expert_of, own_costly_units, own_units
 from .decode_x import address_of, allocate_x, gather_x
 from .dependents import follow
 from .product_params import OPTIONAL, absent, activation_constants
@@ -64,7 +65,10 @@ def decode_gate_up_kernel(
     cache: gl.constexpr = BESIDE_L1 if EARLY else ""
     if not EARLY:
         follow(TARGET)
-    first, last = own_units(num_valid, gl.program_id(0), BLOCK, TILES, PROGRAMS, cache)
+    if BLOCK == OCTET:
+        first, last = own_units(num_valid, gl.program_id(0), BLOCK, TILES, PROGRAMS, cache)
+    else:
+        first, last = own_costly_units(num_valid, sorted_ids, gl.program_id(0), BLOCK, TILES, PROGRAMS, TOPK, cache)
     if first >= last:
         if EARLY:
             follow(TARGET)
@@ -76,6 +80,7 @@ def decode_gate_up_kernel(
     ring = fill_ring(weight, record, CHUNKS, RING)
     if EARLY:
         follow(TARGET)
+    is_short = first < 0
     for unit in range(first, last):
         block = unit // TILES
         if (unit == first) | (unit % TILES == 0):
@@ -83,6 +88,8 @@ def decode_gate_up_kernel(
                 x_address, x, x_stride, x_scales, sorted_ids, block, 0,
                 BLOCK, 1, TOPK, HIDDEN, COLUMNS, X, LAYOUT, QUANTISE,
             )  # fmt: skip
+            if BLOCK > OCTET:
+                is_short = is_padding(sorted_ids, block * BLOCK + OCTET, TOPK)
         following = first_record(next_expert, unit + 1, last, TILES, 1, RECORDS)
         later_expert = expert_of(expert_ids, unit + 2, last, TILES)  # so early that nobody waits for it
 
@@ -98,7 +105,7 @@ def decode_gate_up_kernel(
         if sorted_weights is not None:
             shares = own_tokens(sorted_weights, block, BLOCK)
 
-        sums, ring = multiply_unit(ring, weight, record, following, x_address, BLOCK, RECORDS, CHUNKS, RING)
+        sums, ring = multiply_unit(ring, weight, record, following, x_address, is_short, BLOCK, RECORDS, CHUNKS, RING)
         output = _own_output(unit, TILES)
         for token in gl.static_range(2 * (BLOCK // OCTET)):
             gate, up = sums[token // 2 * 4 + token % 2] * SUM_SCALE, sums[token // 2 * 4 + token % 2 + 2] * SUM_SCALE

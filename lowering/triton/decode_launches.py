@@ -24,8 +24,8 @@ SPLITS = (3, 2, 1)
 """Parts of K of down, the most that the stream allows: three keep the GPU busy for one token."""
 QUANTISE = "moe.quantise"
 """An attribute of a product: the scale mode of the MXFP4 that its x is rounded to on the way."""
-BYTES_A_VALUE, SHARED_RESERVE = 2, 2048
-"""Shared memory of a decode kernel for sm_90: x of its block in bf16, and what every program has besides."""
+BYTES_A_VALUE = 2
+"""Shared memory of a product for sm_90: x in bf16."""
 
 
 def decodes(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp) -> bool:
@@ -37,8 +37,7 @@ def decodes(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp) -> bool:
         raise PassError(op, f"weight streams of {lower.target.name} multiply bf16 or MXFP4: choose layout row_major")
     if op.block.value not in DECODE_BLOCKS.get(lower.layout, ()):
         return False
-    columns = moe.size(op.x, -1) // (_splits(lower, op) if isinstance(op, moe.DownOp) else 1)
-    return lower.layout != "stream" or _programs_by_shared(lower, op.block.value, columns) > 0
+    return lower.layout != "stream" or _programs_by_shared(lower, op) > 0
 
 
 def decode_gate_up(lower: FunctionLowering, op: moe.GateUpOp) -> list[ir.Value]:
@@ -46,7 +45,7 @@ def decode_gate_up(lower: FunctionLowering, op: moe.GateUpOp) -> list[ir.Value]:
     params: Params = {
         "hidden": hidden,
         "intermediate": rows,
-        **_decode(lower, op, "gate_up", hidden),
+        **_decode(lower, op, "gate_up"),
         **activation(op),
         **_early(lower, op),
     }
@@ -62,7 +61,7 @@ def decode_down(lower: FunctionLowering, op: moe.DownOp) -> list[ir.Value]:
         "hidden": hidden,
         "intermediate": columns,
         "splits": splits,
-        **_decode(lower, op, "down", columns // splits),
+        **_decode(lower, op, "down"),
         **_early(lower, op),
     }
     operands = [*activations(op), *sorted_list(op), *lower.expert_weight(op, "plain")]
@@ -86,8 +85,8 @@ def _template(lower: FunctionLowering, product: str) -> str:
     return TEMPLATE[lower.layout].format(product)
 
 
-def _decode(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp, product: str, columns: int) -> Params:
-    """What all decode kernels take. A program of sm_90's holds `columns` of a block in shared memory."""
+def _decode(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp, product: str) -> Params:
+    """What all decode kernels take."""
     require_mx_codes(op, lower.target.name)
     tile = lower.target.tile(_template(lower, product), block=op.block.value, quantised=op.x_scales is not None)
     return {
@@ -99,7 +98,7 @@ def _decode(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp, product: str
         "has_bias": op.bias is not None,
         "has_weights": op.sorted_weights is not None,
         **tile,
-        **_programs(lower, tile, product, op.block.value, columns),
+        **_programs(lower, op, tile, product),
     }
 
 
@@ -141,22 +140,22 @@ def _follows(value: ir.Value, sort: ir.Operation) -> bool:
     return any(each.owner.operation == sort.operation or _follows(each, sort) for each in reads)
 
 
-def _programs_by_shared(lower: FunctionLowering, block: int, columns: int) -> int:
-    """How many programs an SM holds by what `columns` of a sort block of `block` rows take."""
+def _programs_by_shared(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp) -> int:
+    """How many programs of sm_90's decode kernel an SM holds by their shared memory: a block's x, or a part of it."""
     assert lower.target.architecture is not None
-    return lower.target.architecture.shared_limit // (BYTES_A_VALUE * block * columns + SHARED_RESERVE)
+    splits, product = (_splits(lower, op), "down") if isinstance(op, moe.DownOp) else (1, "gate_up")
+    columns = Stream(1, moe.size(op.x, -1), STREAM_WARPS[product]).padded_columns // splits
+    return lower.target.architecture.resident(BYTES_A_VALUE * op.block.value * columns)
 
 
-def _programs(lower: FunctionLowering, tile: Mapping[str, int], product: str, block: int, columns: int) -> Params:
+def _programs(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp, tile: Mapping[str, int], product: str) -> Params:
     """The programs of the grid, and the warps of each."""
     architecture = lower.target.architecture
     assert architecture is not None
     if lower.layout == "mfma_stream":
         return {"programs": architecture.processors * SIMDS * tile["waves"], "num_warps": 1}
     warps = STREAM_WARPS[product]
-    resident = min(
-        programs_by_registers(architecture, tile["maxnreg"], warps), _programs_by_shared(lower, block, columns)
-    )
+    resident = min(programs_by_registers(architecture, tile["maxnreg"], warps), _programs_by_shared(lower, op))
     return {"programs": architecture.processors * resident, "num_warps": warps}
 
 

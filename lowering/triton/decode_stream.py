@@ -123,21 +123,54 @@ def multiply_unit(
     record,
     following,
     x_address,
+    is_short,
     BLOCK: gl.constexpr,
     SPAN: gl.constexpr,
     CHUNKS: gl.constexpr,
     RING: gl.constexpr,
 ):
     """Products of SPAN records from number `record` with x (`zero_sums` says which), and the ring: then filled from
-    record `following`."""
-    sums = zero_sums(BLOCK // OCTET)
+    record `following`. Where the block `is_short` only its first octet is multiplied."""
+    octets: gl.constexpr = BLOCK // OCTET
+    if octets == 1:
+        return _multiply_octets(ring, stream, record, following, x_address, 1, 1, SPAN, CHUNKS, RING)
+    if is_short:
+        sums, ring = _multiply_octets(ring, stream, record, following, x_address, 1, octets, SPAN, CHUNKS, RING)
+    else:
+        sums, ring = _multiply_octets(ring, stream, record, following, x_address, octets, octets, SPAN, CHUNKS, RING)
+    return sums, ring
+
+
+@gluon.jit
+def _multiply_octets(
+    ring,
+    stream,
+    record,
+    following,
+    x_address,
+    OCTETS: gl.constexpr,
+    ALL: gl.constexpr,
+    SPAN: gl.constexpr,
+    CHUNKS: gl.constexpr,
+    RING: gl.constexpr,
+):
+    """`multiply_unit` of OCTETS of a block's octets; zeros for the rest of ALL."""
+    sums = zero_sums(OCTETS)
     octet_bytes: gl.constexpr = SPAN * CHUNKS * CHUNK_COLUMNS * COLUMN_BYTES
     x_lane = x_address + thread_numbers(threads_layout(gl.num_warps())) % 32 * 16
     for step in range(SPAN):
         then = gl.where(step + 1 < SPAN, record + step + 1, following)
         sums, ring = multiply_record(sums, ring, stream, record + step, then, x_lane, CHUNKS, RING, octet_bytes)
         x_lane += CHUNKS * CHUNK_X_BYTES
+    if OCTETS < ALL:
+        sums = sums + zero_sums(ALL - OCTETS)
     return sums, ring
+
+
+@gluon.jit
+def is_padding(sorted_ids, place, TOPK: gl.constexpr):
+    """Whether the entry at `place`, and so the rest of its sort block, is padding."""
+    return gl.load(sorted_ids + place).to(gl.uint32, bitcast=True) >> 24 == TOPK
 
 
 @gluon.jit

@@ -12,13 +12,10 @@ from moeloom.runtime.stream import Stream
 from .decode_down import store_pair
 from .decode_params import x_argument
 from .decode_stream import own_tokens, thread_numbers, threads_layout
-from .decode_units import expert_of
-from .decode_x import address_of
 from .dependents import follow
-from .prefill_chunk import SUM_SCALE, finished
+from .prefill_chunk import SUM_SCALE
 from .prefill_params import prefill_arguments, prefill_constants
-from .prefill_stream import ENTRIES_TOKENS, fill_ring, fragment_start, multiply_unit, units_a_block
-from .prefill_x import aligned, allocate_steps, copy_step, own_entries, rows_of
+from .prefill_stream import ENTRIES_TOKENS, begin, multiply_unit, units_a_block, units_behind
 from .product_params import absent
 from .template import Params, Template
 
@@ -48,59 +45,96 @@ def prefill_down_kernel(
     AHEAD: gl.constexpr,
     PROGRAMS: gl.constexpr,
     ALIGNED: gl.constexpr,
+    ORDERED: gl.constexpr,
     TARGET: gl.constexpr,
 ):
     follow(TARGET)
-    PART: gl.constexpr = min(BLOCK, ENTRIES_TOKENS)
     UNITS: gl.constexpr = units_a_block(TILES, STREAM_WARPS, gl.num_warps())
-    first, units = gl.program_id(0), gl.load(num_valid) // BLOCK * UNITS
-    if first >= units:
+    first, blocks = gl.program_id(0), gl.load(num_valid) // BLOCK
+    if first >= blocks * UNITS:
         return
-    shared = allocate_steps(BLOCK, STEP, STEPS)
-    x_shared = aligned(address_of(shared))
-    expert, next_expert = gl.load(expert_ids + first // UNITS), expert_of(expert_ids, first + PROGRAMS, units, UNITS)
-    start = fragment_start(weight, expert, first, TILES, RECORDS, CHUNKS, STREAM_WARPS)
-    ring = fill_ring(start, STREAM_WARPS, RING)
-    rows = rows_of(own_entries(sorted_ids, first // UNITS, True, BLOCK, TOPK), 2, TOPK)
-    for step in gl.static_range(AHEAD):
-        copy_step(
-            x_shared + step * (BLOCK * STEP * 2), x, INTERMEDIATE, rows, step * STEP, INTERMEDIATE, BLOCK, STEP, ALIGNED
-        )
-    step = 0
-    for unit in range(first, units, PROGRAMS):
-        following = unit + PROGRAMS
-        later_expert = expert_of(expert_ids, following + PROGRAMS, units, UNITS)  # so early that nobody waits for it
-        next_entries = own_entries(sorted_ids, following // UNITS, following < units, BLOCK, TOPK)
-        next_start = fragment_start(weight, next_expert, following, TILES, RECORDS, CHUNKS, STREAM_WARPS)
-        sums, step, rows, ring = multiply_unit(
-            x_shared, step, x, INTERMEDIATE, rows, next_entries, ring, start, next_start,
-            BLOCK, INTERMEDIATE, RECORDS, CHUNKS, STREAM_WARPS, RING, STEP, STEPS, AHEAD, 2, TOPK, ALIGNED,
+    state, longs, order, x_shared, alive = begin(
+        x, INTERMEDIATE, sorted_ids, expert_ids, weight, blocks, BLOCK, INTERMEDIATE, TILES, RECORDS, CHUNKS,
+        STREAM_WARPS, RING, STEP, STEPS, AHEAD, PROGRAMS, 2, TOPK, ALIGNED, ORDERED,
+    )  # fmt: skip
+    for unit in range(first, longs * UNITS, PROGRAMS):
+        state = _unit(
+            unit, blocks, state, order, x_shared, x, sorted_ids, expert_ids, sorted_weights, weight, bias, out,
+            BLOCK, BLOCK, HIDDEN, INTERMEDIATE, TOPK, TILES, RECORDS, CHUNKS, STREAM_WARPS, RING, STEP, STEPS, AHEAD,
+            PROGRAMS, ALIGNED, ORDERED,
         )  # fmt: skip
-        sums = finished(sums)
-        thread = thread_numbers(threads_layout(gl.num_warps()))
-        fragment = unit % UNITS * gl.num_warps() + thread // 32
-        output = fragment * 16 + thread % 32 // 4
-        if bias is not None:
-            biases = bias + expert.to(gl.int64) * HIDDEN + output
-            bias_0 = gl.load(biases, mask=output < HIDDEN, other=0.0)
-            bias_8 = gl.load(biases + 8, mask=output + 8 < HIDDEN, other=0.0)
-        for first_token in gl.static_range(0, BLOCK, PART):
-            # Asked for at once: a store would hold back every load behind it.
-            place = unit // UNITS * BLOCK + first_token
-            entries = own_tokens(sorted_ids + place, 0, PART)
+    if ORDERED > 0:
+        for unit in range(units_behind(first, longs * UNITS, PROGRAMS), blocks * UNITS, PROGRAMS):
+            state = _unit(
+                unit, blocks, state, order, x_shared, x, sorted_ids, expert_ids, sorted_weights, weight, bias, out,
+                BLOCK // 2, BLOCK, HIDDEN, INTERMEDIATE, TOPK, TILES, RECORDS, CHUNKS, STREAM_WARPS, RING, STEP, STEPS,
+                AHEAD, PROGRAMS, ALIGNED, ORDERED,
+            )  # fmt: skip
+    alive[0]._keep_alive()
+    alive[1]._keep_alive()
+
+
+@gluon.jit
+def _unit(
+    unit,
+    blocks,
+    state,
+    order,
+    x_shared,
+    x,
+    sorted_ids,
+    expert_ids,
+    sorted_weights,
+    weight,
+    bias,
+    out,
+    TOKENS: gl.constexpr,
+    BLOCK: gl.constexpr,
+    HIDDEN: gl.constexpr,
+    INTERMEDIATE: gl.constexpr,
+    TOPK: gl.constexpr,
+    TILES: gl.constexpr,
+    RECORDS: gl.constexpr,
+    CHUNKS: gl.constexpr,
+    STREAM_WARPS: gl.constexpr,
+    RING: gl.constexpr,
+    STEP: gl.constexpr,
+    STEPS: gl.constexpr,
+    AHEAD: gl.constexpr,
+    PROGRAMS: gl.constexpr,
+    ALIGNED: gl.constexpr,
+    ORDERED: gl.constexpr,
+):
+    """A unit of the first TOKENS of its block; `state` as in `multiply_unit`."""
+    UNITS: gl.constexpr = units_a_block(TILES, STREAM_WARPS, gl.num_warps())
+    block, expert = state[4], state[5]
+    sums, state = multiply_unit(
+        unit, blocks, state, order, x_shared, x, INTERMEDIATE, sorted_ids, expert_ids, weight, TOKENS, BLOCK,
+        INTERMEDIATE, TILES, RECORDS, CHUNKS, STREAM_WARPS, RING, STEP, STEPS, AHEAD, PROGRAMS, 2, TOPK, ALIGNED,
+        ORDERED,
+    )  # fmt: skip
+    thread = thread_numbers(threads_layout(gl.num_warps()))
+    output = (unit % UNITS * gl.num_warps() + thread // 32) * 16 + thread % 32 // 4
+    if bias is not None:
+        biases = bias + expert.to(gl.int64) * HIDDEN + output
+        bias_0 = gl.load(biases, mask=output < HIDDEN, other=0.0)
+        bias_8 = gl.load(biases + 8, mask=output + 8 < HIDDEN, other=0.0)
+    PART: gl.constexpr = min(TOKENS, ENTRIES_TOKENS)
+    for first_token in gl.static_range(0, TOKENS, PART):
+        # Asked for at once: a store would hold back every load behind it.
+        entries = own_tokens(sorted_ids + block * BLOCK + first_token, 0, PART)
+        if sorted_weights is not None:
+            shares = own_tokens(sorted_weights + block * BLOCK + first_token, 0, PART)
+        own = sums[first_token // 2 : (first_token + PART) // 2]
+        for token in gl.static_range(PART // 4):
+            sum_0 = own[token // 2 * 4 + token % 2] * SUM_SCALE
+            sum_8 = own[token // 2 * 4 + token % 2 + 2] * SUM_SCALE
+            if bias is not None:
+                sum_0, sum_8 = sum_0 + bias_0, sum_8 + bias_8
             if sorted_weights is not None:
-                shares = own_tokens(sorted_weights + place, 0, PART)
-            own = sums[first_token // 2 : (first_token + PART) // 2]
-            for token in gl.static_range(PART // 4):
-                sum_0 = own[token // 2 * 4 + token % 2] * SUM_SCALE
-                sum_8 = own[token // 2 * 4 + token % 2 + 2] * SUM_SCALE
-                if bias is not None:
-                    sum_0, sum_8 = sum_0 + bias_0, sum_8 + bias_8
-                if sorted_weights is not None:
-                    sum_0, sum_8 = sum_0 * shares[token], sum_8 * shares[token]
-                store_pair(out, sum_0, sum_8, entries[token], output, HIDDEN, TOPK)
-        start, expert, next_expert = next_start, next_expert, later_expert
-    shared._keep_alive()
+                sum_0, sum_8 = sum_0 * shares[token], sum_8 * shares[token]
+            store_pair(out, sum_0, sum_8, entries[token], output, HIDDEN, TOPK)
+    return state
 
 
 def arguments(params: Params) -> list[tuple[str, str]]:

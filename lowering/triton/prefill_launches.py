@@ -19,7 +19,11 @@ from moeloom.lowering.operands import (
     sorted_list,
 )
 from moeloom.lowering.packing import STREAM_WARPS
-from moeloom.lowering.triton.decode_launches import BYTES_A_VALUE, SHARED_RESERVE, partial, programs_by_registers
+from moeloom.lowering.triton.decode_launches import BYTES_A_VALUE, partial, programs_by_registers
+from moeloom.runtime.stream import SWIZZLE_BYTES
+
+BYTES_A_BLOCK = 4
+"""Of the order of the sort blocks."""
 
 
 def prefill_gate_up(lower: FunctionLowering, op: moe.GateUpOp) -> list[ir.Value]:
@@ -47,9 +51,9 @@ def _prefill(
     assert architecture is not None
     tile = lower.target.tile(f"prefill_{product}", block=op.block.value)
     by_registers = programs_by_registers(architecture, tile["maxnreg"], tile["num_warps"])
-    x_bytes = BYTES_A_VALUE * tile["steps"] * tile["step"] * op.block.value
-    by_shared = architecture.shared_limit // (x_bytes + SHARED_RESERVE)
-    programs = architecture.processors * min(by_registers, by_shared)
+    shared = BYTES_A_VALUE * tile["steps"] * tile["step"] * op.block.value + SWIZZLE_BYTES
+    shared += BYTES_A_BLOCK * tile["ordered"]
+    programs = architecture.processors * min(by_registers, architecture.resident(shared))
     params: Params = {
         "topk": op.topk.value,
         "block": op.block.value,

@@ -26,7 +26,7 @@ def prefill_constants(params: Params, stream: Stream) -> dict[str, Any]:
             f"the prefill kernels take sort blocks of {', '.join(map(str, BLOCKS))} rows of bf16, not of "
             f"{params['block']} rows of {params['x']}"
         )
-    names = ("hidden", "intermediate", "topk", "programs", "block", "stream_warps", "steps")
+    names = ("hidden", "intermediate", "topk", "programs", "block", "stream_warps", "steps", "ordered")
     # Whole steps a record.
     chunks = next(n for n in range(params["step"] // CHUNK_COLUMNS, 0, -1) if stream.chunks % n == 0)
     return {

@@ -2,7 +2,8 @@
 
 A unit is a sort block and 16 * num_warps rows of the packed weight, a fragment a warp. Programs take every PROGRAMS-th
 unit, tiles fastest: those at work at a time share weights and rows of x in L2. What the next unit needs is asked for
-before the present one ends.
+before the present one ends. A block whose second half is padding is multiplied as half a block, after all whole ones,
+in a loop of its own: where a branch chooses between the two, ptxas makes every product wait for the one before.
 """
 
 from __future__ import annotations
@@ -14,8 +15,18 @@ from moeloom.runtime.stream import CHUNK_BYTES as _CHUNK_BYTES
 
 from .decode_chunk import OCTET
 from .decode_stream import CHUNK_WORDS, pushed, thread_numbers, words_layout, zero_sums
-from .prefill_chunk import STEP_BYTES, STEP_COLUMNS, chunks_pending, matrix_of, multiply_chunk, wait_for_products
-from .prefill_x import copy_step, rows_of, wait_for_copies
+from .decode_x import address_of
+from .prefill_chunk import (
+    STEP_BYTES,
+    STEP_COLUMNS,
+    chunks_pending,
+    finished,
+    matrix_of,
+    multiply_chunk,
+    wait_for_products,
+)
+from .prefill_order import block_at, order_blocks
+from .prefill_x import aligned, allocate_steps, copy_step, own_entries, rows_of, wait_for_copies
 
 CHUNK_BYTES = gl.constexpr(_CHUNK_BYTES)
 ENTRIES_TOKENS = gl.constexpr(32)
@@ -82,18 +93,16 @@ def choose(condition, these, those):
 
 
 @gluon.jit
-def multiply_unit(
-    x_shared,
-    step,
+def begin(
     x,
     x_stride,
-    rows,
-    next_entries,
-    ring,
-    start,
-    next_start,
+    sorted_ids,
+    expert_ids,
+    weight,
+    blocks,
     BLOCK: gl.constexpr,
     COLUMNS: gl.constexpr,
+    TILES: gl.constexpr,
     RECORDS: gl.constexpr,
     CHUNKS: gl.constexpr,
     STREAM_WARPS: gl.constexpr,
@@ -101,20 +110,87 @@ def multiply_unit(
     STEP: gl.constexpr,
     STEPS: gl.constexpr,
     AHEAD: gl.constexpr,
+    PROGRAMS: gl.constexpr,
     STAGE: gl.constexpr,
     TOPK: gl.constexpr,
     ALIGNED: gl.constexpr,
+    ORDERED: gl.constexpr,
 ):
-    """The sums of this thread, as `decode_stream.zero_sums` has them and under way on return; and what the next unit
-    goes on with: the number of its first step, its rows and the ring.
+    """The state that a program's first unit goes on with (`multiply_unit`), how many blocks are long, their order,
+    where x is, and what keeps shared memory alive."""
+    UNITS: gl.constexpr = units_a_block(TILES, STREAM_WARPS, gl.num_warps())
+    shared = allocate_steps(BLOCK, STEP, STEPS)
+    x_shared = aligned(address_of(shared))
+    if ORDERED > 0:
+        order, longs, order_shared = order_blocks(sorted_ids, blocks, BLOCK, TOPK, ORDERED)
+        alive = (shared, order_shared)
+    else:
+        order, longs, alive = x_shared, blocks, (shared, shared)
+    first = gl.program_id(0)
+    block = block_at(order, first // UNITS, blocks, ORDERED)
+    next_block = block_at(order, (first + PROGRAMS) // UNITS, blocks, ORDERED)
+    expert, next_expert = gl.load(expert_ids + block), gl.load(expert_ids + next_block)
+    start = fragment_start(weight, expert, first, TILES, RECORDS, CHUNKS, STREAM_WARPS)
+    ring = fill_ring(start, STREAM_WARPS, RING)
+    rows = rows_of(own_entries(sorted_ids, block, True, BLOCK, TOPK), STAGE, TOPK)
+    for step in gl.static_range(AHEAD):
+        copy_step(x_shared + step * (BLOCK * STEP * 2), x, x_stride, rows, step * STEP, COLUMNS, BLOCK, STEP, ALIGNED)
+    return (0, rows, ring, start, block, expert, next_block, next_expert), longs, order, x_shared, alive
 
-    `step` counts steps of STEP columns of x from the first unit on; up to `step` + AHEAD they are on their way, in a
-    ring of STEPS. `rows` are those of this unit, `next_entries` say which the next one has.
+
+@gluon.jit
+def units_behind(first, units, PROGRAMS: gl.constexpr):
+    """The first unit of the program that begins with unit `first` which is not below `units`."""
+    return first + gl.maximum(units - first + PROGRAMS - 1, 0) // PROGRAMS * PROGRAMS
+
+
+@gluon.jit
+def multiply_unit(
+    unit,
+    blocks,
+    state,
+    order,
+    x_shared,
+    x,
+    x_stride,
+    sorted_ids,
+    expert_ids,
+    weight,
+    TOKENS: gl.constexpr,
+    BLOCK: gl.constexpr,
+    COLUMNS: gl.constexpr,
+    TILES: gl.constexpr,
+    RECORDS: gl.constexpr,
+    CHUNKS: gl.constexpr,
+    STREAM_WARPS: gl.constexpr,
+    RING: gl.constexpr,
+    STEP: gl.constexpr,
+    STEPS: gl.constexpr,
+    AHEAD: gl.constexpr,
+    PROGRAMS: gl.constexpr,
+    STAGE: gl.constexpr,
+    TOPK: gl.constexpr,
+    ALIGNED: gl.constexpr,
+    ORDERED: gl.constexpr,
+):
+    """The sums of this thread, as `decode_stream.zero_sums` has them, of the first TOKENS of a block, and the state
+    that the next unit goes on with.
+
+    `state`: how many steps of STEP columns of x all units before have had, `rows_of` this block, the ring, where this
+    unit's weights start, its block and expert, those of the next unit. Up to AHEAD steps further x is on its way, in a
+    ring of STEPS. Behind the last unit nothing is read that was not.
     """
+    UNITS: gl.constexpr = units_a_block(TILES, STREAM_WARPS, gl.num_warps())
+    step, rows, ring, start, _, _, next_block, next_expert = state
+    following = unit + PROGRAMS
+    later_block = block_at(order, (following + PROGRAMS) // UNITS, blocks, ORDERED)
+    later_expert = gl.load(expert_ids + later_block)  # so early that nobody waits for it
+    next_entries = own_entries(sorted_ids, next_block, following < blocks * UNITS, BLOCK, TOPK)
+    next_start = fragment_start(weight, next_expert, following, TILES, RECORDS, CHUNKS, STREAM_WARPS)
     RECORD: gl.constexpr = record_words(CHUNKS, STREAM_WARPS)
     STEP_CHUNKS: gl.constexpr = STEP // STEP_COLUMNS
     BYTES: gl.constexpr = BLOCK * STEP * 2
-    sums = zero_sums(BLOCK // OCTET)
+    sums = zero_sums(TOKENS // OCTET)
     for record in range(RECORDS):
         is_last = record + 1 == RECORDS
         after = gl.where(is_last, next_start, start + RECORD)
@@ -144,4 +220,4 @@ def multiply_unit(
                 here = matrix + chunk % STEP_CHUNKS * (BLOCK * STEP_BYTES // 16)
                 sums = multiply_chunk(sums, words, scales, here, chunk)
         start = after
-    return sums, step, rows, ring
+    return finished(sums), (step, rows, ring, next_start, next_block, next_expert, later_block, later_expert)

@@ -9,12 +9,13 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from moeloom.runtime.stream import SWIZZLE_BYTES
+
 from .decode_stream import pushed, thread_numbers
 from .decode_x import PIECE, PIECE_BYTES, pieces_layout
 from .prefill_chunk import PIECES, STEP_BYTES, STEP_COLUMNS
 
-ALIGNMENT = gl.constexpr(1024)
-"""Bytes after which the swizzle begins anew."""
+ALIGNMENT = gl.constexpr(SWIZZLE_BYTES)
 
 
 @gluon.jit

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from ptx.machine import Fault
-from ptx.products import Call, relative, run
+from ptx.products import Call, ids_of, relative, run
 
 from moeloom.lowering.triton import build
 from moeloom.lowering.triton.architecture import ARCHITECTURES
@@ -99,6 +99,16 @@ def test_blocks_of_one_row(assembly, name):
     ids = torch.full((TOKENS, TOPK), -1, dtype=torch.int32)
     ids[:9, 0], ids[9], ids[10, 1] = 1, torch.tensor([2, 0]), 2  # 1, 9 and 2 rows of experts 0, 1 and 2
     call = Call(template, params, TOKENS, ids=ids)
+    found = run(template, params, assembly[name], call, lambda programs: list(range(programs)))
+    assert relative(found.double().sum(0), call.wanted()) < (3e-3 if call.stage == 1 else 1e-6)
+
+
+@pytest.mark.parametrize("rows", [(11, 8, 3), (1, 12, 9), (9, 10, 0), (5, 8, 1), (0, 0, 9)], ids=str)
+@pytest.mark.parametrize("name", [name for name, (_, params) in KERNELS.items() if params["block"] == 16])
+def test_blocks_of_two_octets(assembly, name, rows):
+    """With so many rows of each expert: an octet that is padding is not multiplied, and programs share the work so."""
+    template, params = KERNELS[name]
+    call = Call(template, params, TOKENS, ids=ids_of(rows, TOKENS))
     found = run(template, params, assembly[name], call, lambda programs: list(range(programs)))
     assert relative(found.double().sum(0), call.wanted()) < (3e-3 if call.stage == 1 else 1e-6)
 

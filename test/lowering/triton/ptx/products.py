@@ -1,6 +1,6 @@
 """Calls of the stream products whose PTX runs on the machine: random operands, and what they are to give."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,14 @@ EXPERTS = 3
 SHARED_BYTES = 128 << 10
 CONSTANT, LISTS = ("weight", "bias"), ("sorted_ids", "expert_ids", "num_valid", "sorted_weights")
 """Operands that no launch writes, and the token sort's, which `early` kernels may read before they wait."""
+
+
+def ids_of(rows: Sequence[int], tokens: int) -> Tensor:
+    """i32 [tokens, 2]: the first rows[e] places, column by column, are of each expert e, the rest of none."""
+    ids = torch.full((2 * tokens,), -1, dtype=torch.int32)
+    named = torch.arange(len(rows), dtype=torch.int32).repeat_interleave(torch.tensor(rows))
+    ids[: len(named)] = named
+    return ids.view(2, tokens).T.contiguous()
 
 
 class Call:
