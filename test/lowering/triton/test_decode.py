@@ -73,11 +73,18 @@ def instructions(folder: Path) -> list[str]:
     return re.findall(r"^ +/\*[0-9a-f]{4,}\*/ +([^;]+);", listing, re.MULTILINE)
 
 
-def record_loop(code: list[str]) -> list[str]:
-    """The instructions of the loop over records, or of the units where there is one a unit: first MMA to its jump."""
+def record_loops(code: list[str]) -> list[tuple[int, list[str]]]:
+    """Octets and instructions of each loop over records, or over units of one record: from the first MMA to its jump.
+    A block of two octets has a loop for those whose second octet is padding too."""
     products = [place for place, text in enumerate(code) if text.startswith("HMMA")]
-    end = next(place for place in range(products[-1], len(code)) if "BRA" in code[place])
-    return code[products[0] : end]
+    loops = []
+    while products:
+        end = next(place for place in range(products[0], len(code)) if "BRA" in code[place])
+        octets, rest = divmod(sum(place < end for place in products), CHUNKS * MMAS)
+        assert rest == 0
+        loops.append((octets, code[products[0] : end]))
+        products = [place for place in products if place > end]
+    return sorted(loops, key=lambda loop: loop[0])
 
 
 @pytest.mark.parametrize("name", [name for name, (_, params) in KERNELS.items() if params["block"] == 8])
@@ -97,17 +104,18 @@ def test_keeps_its_products_in_registers(compiled, name, divisible):
     SM: what these spill, words of a unit, they do not touch between products."""
     facts = json.loads((compiled[name][divisible] / FACTS).read_text())
     assert facts["registers"] <= 128 and (divisible < 16 or facts["spills"] <= 40)
-    loop = record_loop(instructions(compiled[name][divisible]))
-    assert not [text for text in loop if text.startswith(("LDL", "STL"))]
+    for _, loop in record_loops(instructions(compiled[name][divisible])):
+        assert not [text for text in loop if text.startswith(("LDL", "STL"))]
 
 
 @pytest.mark.parametrize("name", STREAMING)
 def test_multiplies_a_chunk_in_few_instructions(compiled, name):
-    loop = record_loop(instructions(compiled[name][16]))
-    octets = KERNELS[name][1]["block"] // 8
-    assert sum(text.startswith("HMMA.16816.F32.BF16") for text in loop) == CHUNKS * MMAS * octets
-    fragments = [text for text in loop if text.startswith(("LOP3", "IMAD.SHL", "SHF", "LDSM", "SHFL", "HMMA", "FFMA"))]
-    assert len(fragments) <= (70 + 14 * (octets - 1)) * CHUNKS  # an octet more: 2 LDSM, 4 HMMA, 8 FFMA
+    loops = record_loops(instructions(compiled[name][16]))
+    assert [octets for octets, _ in loops] == list(range(1, KERNELS[name][1]["block"] // 8 + 1))
+    for octets, loop in loops:
+        assert sum(text.startswith("HMMA.16816.F32.BF16") for text in loop) == CHUNKS * MMAS * octets
+        work = [text for text in loop if text.startswith(("LOP3", "IMAD.SHL", "SHF", "LDSM", "SHFL", "HMMA", "FFMA"))]
+        assert len(work) <= (70 + 14 * (octets - 1)) * CHUNKS  # an octet more: 2 LDSM, 4 HMMA, 8 FFMA
 
 
 @pytest.mark.parametrize("name", STREAMING)
@@ -132,13 +140,13 @@ def first_use(loop: list[str], load: int) -> Iterator[str]:
 
 @pytest.mark.parametrize("name", STREAMING)
 def test_loads_run_far_ahead(compiled, name):
-    """Wide loads, and at least five chunks of products between a load and its use: ptxas must not sink them."""
-    loop = record_loop(instructions(compiled[name][16]))
-    loads = [place for place, text in enumerate(loop) if re.match(r"LDG\S*\.128 ", text)]
-    assert len(loads) >= CHUNKS - 2  # some come before the first product
-    for load in loads[: CHUNKS - 8]:
-        ahead = sum(text.startswith("HMMA") for text in first_use(loop, load))
-        assert ahead >= 4 * MMAS * KERNELS[name][1]["block"] // 8 + 4
+    """Wide loads, and more than four chunks of products between a load and its use: ptxas must not sink them."""
+    for octets, loop in record_loops(instructions(compiled[name][16])):
+        loads = [place for place, text in enumerate(loop) if re.match(r"LDG\S*\.128 ", text)]
+        assert len(loads) >= CHUNKS - 2  # some come before the first product
+        for load in loads[: CHUNKS - 8]:
+            ahead = sum(text.startswith("HMMA") for text in first_use(loop, load))
+            assert ahead > 4 * MMAS * octets
 
 
 def test_the_stream_is_one_operand():
