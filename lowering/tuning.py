@@ -60,7 +60,10 @@ SPACES: dict[str, Space] = {
         "route_sort": each(rows=(4, 16), num_warps=(8,)),
         "router": each(rows=(1, 4), num_warps=(8,)),
         # A step is a few chunks of a record; with fewer columns more programs have room for it.
-        **dict.fromkeys(("prefill_gate_up", "prefill_down"), each(ring=(2, 3, 4, 6), step=(64, 192, 320))),
+        **dict.fromkeys(
+            ("prefill_gate_up", "prefill_down"),
+            each(ring=(2, 3, 4, 6), step=(64, 192, 320), ordered=(0, 2048)),
+        ),
         "expand": each(groups=(8, 32, 64), num_warps=(4,)),
         # The ring is what a warp keeps in flight; fewer registers let more programs run on an SM.
         "decode_gate_up": each(ring=(3, 4, 5, 6, 7, 8, 10), **{CAP: (96, 128, 168)}),

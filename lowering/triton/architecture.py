@@ -11,6 +11,8 @@ ALIGNED = 16
 
 SHARED_RESERVE = KIB
 """Bytes of an SM's shared memory that CUDA keeps for each resident program."""
+FIRST_OVERLAPPING = 90
+"""Of NVIDIA's, the first whose launches can overlap."""
 SIMDS = 4
 """Of a compute unit, on CDNA."""
 
@@ -32,6 +34,11 @@ class Architecture:
     processors: int = 0
     registers: int = 65536
     shared: int = 228 * KIB
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether a launch may begin before the one in front of it has ended (dependents.py)."""
+        return self.backend == "cuda" and int(self.name.removeprefix("sm_")) >= FIRST_OVERLAPPING
 
     def resident(self, shared: int) -> int:
         """How many programs that ask for `shared` bytes an SM holds."""

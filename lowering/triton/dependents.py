@@ -12,8 +12,7 @@ import triton.language as tl
 from triton import knobs
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-FIRST_ARCHITECTURE = 90
-"""Of NVIDIA's, the first with these instructions."""
+from .architecture import FIRST_OVERLAPPING
 
 
 @triton.constexpr_function
@@ -21,7 +20,7 @@ def overlaps(target):
     """Whether launches of a TARGET can overlap. Interpreted ones run one after another, without such instructions."""
     if knobs.runtime.interpret or not target.startswith("sm_"):
         return False
-    return int(target.removeprefix("sm_")) >= FIRST_ARCHITECTURE
+    return int(target.removeprefix("sm_")) >= FIRST_OVERLAPPING
 
 
 @triton.jit

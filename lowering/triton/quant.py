@@ -13,11 +13,17 @@ from .template import POINTERS, Params, Template
 
 
 @triton.jit
-def load_groups(x, x_stride, rows, live, group, COLUMNS: tl.constexpr, GROUPS: tl.constexpr):
-    """Groups `group`.. of the `rows` (i64 [R]) of x as [R, GROUPS, 32]; zeros in rows not `live` and past COLUMNS."""
+def load_groups(
+    x, x_stride, rows, live, group, COLUMNS: tl.constexpr, GROUPS: tl.constexpr, EARLY: tl.constexpr = False
+):
+    """Groups `group`.. of the `rows` (i64 [R]) of x as [R, GROUPS, 32]; zeros in rows not `live` and past COLUMNS.
+
+    EARLY: past the SM's own cache, which may hold what lay there before.
+    """
     columns = group * GROUP + tl.arange(0, GROUPS * GROUP)
     mask = live[:, None] & (columns < COLUMNS)[None, :]
-    values = tl.load(x + rows[:, None] * x_stride + columns[None, :], mask=mask, other=0.0)
+    cache: tl.constexpr = ".cg" if EARLY else ""
+    values = tl.load(x + rows[:, None] * x_stride + columns[None, :], mask=mask, other=0.0, cache_modifier=cache)
     return tl.reshape(values, [rows.shape[0], GROUPS, GROUP])
 
 
@@ -43,16 +49,20 @@ def quant_kernel(
     FACTOR: tl.constexpr,
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
-    follow(TARGET)
+    if not EARLY:
+        follow(TARGET)
     scale_columns: tl.constexpr = COLUMNS // GROUP
     column_tiles: tl.constexpr = (scale_columns + GROUPS - 1) // GROUPS
     tile = tl.program_id(0)
     rows = (tile // column_tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     live = rows < tl.cast(M, tl.int64) * FACTOR
     group = tile % column_tiles * GROUPS
-    values = load_groups(x, x_stride, rows, live, group, COLUMNS, GROUPS)
+    values = load_groups(x, x_stride, rows, live, group, COLUMNS, GROUPS, EARLY)
     packed, byte = quantise(values, SCALE_MODE, TARGET)
+    if EARLY:
+        follow(TARGET)
     store_codes(codes, packed, rows, live, group, COLUMNS, GROUPS)
     groups = group + tl.arange(0, GROUPS)
     mask = live[:, None] & (groups < scale_columns)[None, :]
@@ -70,6 +80,7 @@ def _constants(params: Params) -> dict[str, Any]:
         "FACTOR": params["factor"],
         "ROWS": params["rows"],
         "GROUPS": params["groups"],
+        "EARLY": params["early"],
     }
 
 

@@ -46,6 +46,24 @@ def _store_rows(sorted_scales, tile, rows, live, group, WIDTH: tl.constexpr, LAY
 
 
 @triton.jit
+def _quantised(
+    x,
+    x_stride,
+    rows,
+    live,
+    group,
+    COLUMNS: tl.constexpr,
+    SCALE_MODE: tl.constexpr,
+    GROUPS: tl.constexpr,
+    TARGET: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    """Codes and scales of the groups `group`.. of the live `rows` of x."""
+    values = load_groups(x, x_stride, rows.to(tl.int64), live, group, COLUMNS, GROUPS, EARLY)
+    return quantise(values, SCALE_MODE, TARGET)
+
+
+@triton.jit
 def quant_sort_kernel(
     x,
     x_stride,
@@ -66,22 +84,26 @@ def quant_sort_kernel(
     ROWS: tl.constexpr,
     SLOTS: tl.constexpr,
     GROUPS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
-    follow(TARGET)
     column_tiles: tl.constexpr = (WIDTH + GROUPS - 1) // GROUPS
     places: tl.constexpr = TOPK if STAGE == 1 else 1  # of a row of x
     shares: tl.constexpr = (places + SLOTS - 1) // SLOTS
     share = tl.program_id(0) // column_tiles % shares
     group = tl.program_id(0) % column_tiles * GROUPS
     rows = tl.program_id(0) // (column_tiles * shares) * ROWS + tl.arange(0, ROWS)
+    if EARLY:
+        there = rows < M * (TOPK // places)
+        packed, byte = _quantised(x, x_stride, rows, there, group, COLUMNS, SCALE_MODE, GROUPS, TARGET, EARLY)
+    follow(TARGET)
     tokens, used = tl.load(num_valid + 1), tl.load(num_valid)
     known = tl.where(rows // (TOPK // places) < tokens, places, 0)[:, None]
     place = tl.arange(0, triton.next_power_of_2(places))[None, :]
     sorted_rows = tl.load(slot_rows + rows.to(tl.int64)[:, None] * places + place, mask=place < known, other=-1)
     live = tl.max(tl.where(place // SLOTS == share, sorted_rows, -1), 1) >= 0
     if tl.max(live.to(tl.int32), 0) > 0:
-        values = load_groups(x, x_stride, rows.to(tl.int64), live, group, COLUMNS, GROUPS)
-        packed, byte = quantise(values, SCALE_MODE, TARGET)
+        if not EARLY:
+            packed, byte = _quantised(x, x_stride, rows, live, group, COLUMNS, SCALE_MODE, GROUPS, TARGET, EARLY)
         # Of the programs of a row, the first with an expert writes its codes.
         first = tl.min(tl.where(sorted_rows >= 0, place, places), 1) // SLOTS == share
         store_codes(codes, packed, rows.to(tl.int64), live & first, group, COLUMNS, GROUPS)
@@ -116,9 +138,10 @@ def _constants(params: Params) -> dict[str, Any]:
         "ROWS": params["rows"],
         "SLOTS": min(params["slots"], params["topk"] if params["stage"] == 1 else 1),
         "GROUPS": params["groups"],
+        "EARLY": params["early"],
     }
 
 
 QUANT_SORT = Template(quant_sort_kernel, _arguments, _constants)
-"""Params: columns (H), x, scale_mode, stage, topk, block, layout, and of a program rows and groups (powers of two) and
-slots."""
+"""Params: columns (H), x, scale_mode, stage, topk, block, layout, early (x is read before the wait), and of a program
+rows and groups (powers of two) and slots."""

@@ -27,10 +27,15 @@ QUANT = {"columns": COLUMNS, "x": "bf16", "scale_mode": "even"}
 PLACE = {"topk": TOPK, "layout": "tiled_32x8"}
 COMBINE = {"columns": COLUMNS, "topk": TOPK, "experts": EXPERTS, "map": "none", "has_num_tokens": True}
 COMBINE |= {"out": "bf16", "splits": 2, "early": True}
+EARLY = ", early"
 KERNELS = {
     "sort_tokens": ("sort_tokens", SORT),
-    "quant": ("quant", QUANT | {"factor": 1}),
-    **{f"quant_sort {s}": ("quant_sort", QUANT | PLACE | {"stage": s, "block": BLOCK}) for s in (1, 2)},
+    **{f"quant{e}": ("quant", QUANT | {"factor": 1, "early": bool(e)}) for e in ("", EARLY)},
+    **{
+        f"quant_sort {s}{e}": ("quant_sort", QUANT | PLACE | {"stage": s, "block": BLOCK, "early": bool(e)})
+        for s in (1, 2)
+        for e in ("", EARLY)
+    },
     **{f"sort_scales {s}": ("sort_scales", PLACE | {"columns": COLUMNS // 32, "stage": s}) for s in (1, 2)},
     "combine": ("combine", COMBINE),
     "combine with mask": ("combine", COMBINE | {"map": "mask"}),
@@ -57,7 +62,7 @@ def run(text: str, name: str, operands: Mapping[str, Tensor | int], results: lis
     template, params = KERNELS[name]
     names = [argument for argument, _ in TEMPLATES[template].arguments(params | TILES[template])]
     given = [operands[argument] for argument in names[: len(names) - len(results)]]
-    early = ("ids", "num_tokens", "expert_map") if params.get("early") else ()
+    early = ("ids", "num_tokens", "expert_map", "x") if params.get("early") else ()
     places = [
         value if isinstance(value, int) else memory.place(value.view(torch.uint8).numpy(), old=argument in early)
         for argument, value in zip(names, given, strict=False)
@@ -128,8 +133,9 @@ def test_early_combine(assembly, ids, name, expert_map):
     assert torch.equal(out, want)
 
 
+@pytest.mark.parametrize("early", ["", EARLY])
 @pytest.mark.parametrize("stage", [1, 2])
-def test_fused_and_split_quantisers(assembly, ids, stage):
+def test_fused_and_split_quantisers(assembly, ids, stage, early):
     lists = reference.sort_tokens(ids, torch.zeros(TOKENS, TOPK), EXPERTS, BLOCK, LIVE)
     sorted_ids, num_valid = lists[0].clone(), lists[3]
     assert num_valid[0] % 32, "the last block in use is filled up"
@@ -143,7 +149,8 @@ def test_fused_and_split_quantisers(assembly, ids, stage):
 
     quantised = [poison(rows, COLUMNS // 2), poison(rows, groups)]
     if stage == 1:
-        run(assembly["quant"], "quant", {"x": x, "x_stride": COLUMNS}, quantised, rows, rows * -(-groups // 32))
+        kernel = f"quant{early}"
+        run(assembly[kernel], kernel, {"x": x, "x_stride": COLUMNS}, quantised, rows, rows * -(-groups // 32))
         assert torch.equal(quantised[1], scales)
         numbers = (scales != 255).repeat_interleave(16, 1)
         assert torch.equal(quantised[0][numbers], codes[numbers])
@@ -157,7 +164,8 @@ def test_fused_and_split_quantisers(assembly, ids, stage):
     fused = [poison(rows, COLUMNS // 2), poison(*want.shape)]
     operands = {"x": x, "x_stride": COLUMNS, "slot_rows": slots(lists, ids), **place}
     tiles = rows * (TOPK if stage == 1 else 1) * -(-want.shape[1] // 32)
-    run(assembly[f"quant_sort {stage}"], f"quant_sort {stage}", operands, fused, TOKENS, tiles)
+    kernel = f"quant_sort {stage}{early}"
+    run(assembly[kernel], kernel, operands, fused, TOKENS, tiles)
     for sorted_scales in (split, fused[1]):
         assert torch.equal(sorted_scales, torch.where(defined, want, 0xFF))
     assert torch.equal(fused[0][payload], codes[payload])

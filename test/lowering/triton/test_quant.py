@@ -43,7 +43,7 @@ def quant(interpret):
     def run(x, mode="even", rows=128, groups=4, m=None, factor=1):
         height, columns = x.shape
         (codes, codes_memory), (scales, scales_memory) = (poisoned(height, columns // n) for n in (2, 32))
-        params = {"columns": columns, "x": KINDS[x.dtype], "scale_mode": mode, "factor": factor}
+        params = {"columns": columns, "x": KINDS[x.dtype], "scale_mode": mode, "factor": factor, "early": False}
         params |= {"rows": rows, "groups": groups}
         m = height // factor if m is None else m
         tiles = -(-m * factor // rows) * -(-columns // 32 // groups)
@@ -270,7 +270,7 @@ def assembly(tmp_path_factory):
 
     @functools.cache
     def compiled(target):
-        fixed = {"columns": 2880, "scale_mode": "even", "factor": 1, "rows": 1, "groups": 32}
+        fixed = {"columns": 2880, "scale_mode": "even", "factor": 1, "early": False, "rows": 1, "groups": 32}
         fixed |= {"num_warps": 1024 // 8 // ARCHITECTURES[target].warp_size, "num_stages": 1}
         kernels = {kind: {"template": "quant", "params": fixed | {"x": kind}} for kind in FORMATS}
         cache, x_and_stride = tmp_path_factory.mktemp(target), (0, 1)

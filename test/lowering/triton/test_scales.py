@@ -72,7 +72,8 @@ class Kernels:
     def quant(self, x, mode):
         columns = x.shape[1]
         codes, scales = self.result(len(x), columns // 2), self.result(len(x), columns // 32)
-        params = {"columns": columns, "x": "bf16", "scale_mode": mode, "factor": 1, "rows": 256, "groups": 4}
+        params = {"columns": columns, "x": "bf16", "scale_mode": mode, "factor": 1, "early": False}
+        params |= {"rows": 256, "groups": 4}
         tiles = -(-len(x) // 256) * -(-columns // 128)
         self.run("quant", params, [(x, x.stride(0))], [codes, scales], len(x), tiles)
         return codes, scales
@@ -86,7 +87,19 @@ class Kernels:
         return out
 
     def quant_sort(
-        self, x, sorted_ids, num_valid, block, stage, topk, layout="tiled_32x8", mode="even", rows=64, slots=0, groups=8
+        self,
+        x,
+        sorted_ids,
+        num_valid,
+        block,
+        stage,
+        topk,
+        layout="tiled_32x8",
+        mode="even",
+        rows=64,
+        slots=0,
+        groups=8,
+        early=False,
     ):
         codes, out = (
             self.result(len(x), x.shape[1] // 2),
@@ -95,7 +108,7 @@ class Kernels:
         params = {"columns": x.shape[1], "x": {torch.bfloat16: "bf16", torch.float16: "f16"}[x.dtype]}
         params |= {"scale_mode": mode, "stage": stage, "topk": topk, "block": block, "layout": layout}
         slots = slots or topk
-        params |= {"rows": rows, "slots": slots, "groups": groups}
+        params |= {"rows": rows, "slots": slots, "groups": groups, "early": early}
         tokens = len(x) // (1 if stage == 1 else topk)
         shares = -(-topk // slots) if stage == 1 else 1
         tiles = -(-len(x) // rows) * shares * -(-out.shape[1] // groups)
@@ -164,7 +177,8 @@ def test_both_equal_the_reference(kernels, columns, topk, mode, layout, stage):
         x = torch.randn(tokens * (1 if stage == 1 else topk), columns, generator=generator(seed)).bfloat16()
         codes, scales = reference.quantise(x, mode)
         want = codes, reference.sort_scales(scales, sorted_ids, num_valid, stage, topk, layout)
-        found = kernels.quant_sort(x, sorted_ids, num_valid, block, stage, topk, layout, mode)
+        early = seed % 2 == 1
+        found = kernels.quant_sort(x, sorted_ids, num_valid, block, stage, topk, layout, mode, early=early)
         same_defined_bytes(found, want, sorted_ids, num_valid, stage, topk)
         assert torch.equal(kernels.sort_scales(scales, sorted_ids, num_valid, stage, topk, layout), want[1])
 
