@@ -1,4 +1,5 @@
-"""benchmarks/moe_layer.py on the CPU target, with transformers as the peer: real rows of tiny layers."""
+"""benchmarks/moe_layer.py on the CPU target, with transformers as the peer, and compare_layers.py: real rows of tiny
+layers."""
 
 import importlib
 import json
@@ -140,3 +141,15 @@ def test_nothing_to_measure(benchmark, artifacts, tmp_path):
     shutil.rmtree(tmp_path)
     tmp_path.mkdir()
     assert "uniform, skewed, shapes, prefill" in benchmark(artifacts, "--what", "all")[1]
+
+
+def test_layers_in_turns(benchmark, artifacts):
+    module = importlib.import_module("compare_layers")
+    paths = [artifacts / "timed" / f"four-layers-{suffix}.moel" for suffix in ("a16", "a4")]
+    options = ("--tokens", "1,3", "--routing", "one_set", "--rounds", "1", "--sustained-seconds", "0.02")
+    result = CliRunner().invoke(module.main, [*map(str, paths), *options])
+    sys.modules.pop("compare_layers")
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert [line.split("   ")[0] for line in lines] == ["one_set M = 1", "one_set M = 3"]
+    assert all(line.count(" us") == 2 and all(str(path) in line for path in paths) for line in lines)
