@@ -37,8 +37,10 @@ WHEN = {"fusion": ("stage",), "plan": ("layout", "number")}
 """What tells the rows of a setting apart that is no template's."""
 GPU_SETTINGS = ("linear", "prefill", "prologue", "sort")
 """Settings of the targets that have a plan for many tokens."""
+KERNEL_OF = {"linear": "router", "prologue": "route_sort"}
+"""Settings of the targets that have a tile of such a kernel."""
 SWITCHES = ("fusion", "linear", "plan", "prologue", "sort")
-"""Settings whose rows or tokens may be 0: never."""
+"""Settings whose rows or tokens may be 0: never. So may "ordered" of a tile: none."""
 CAP = "maxnreg"
 """A param that every tile may have: the most registers of a thread."""
 
@@ -57,6 +59,7 @@ def in_force(target: Target, what: str, when: Mapping[str, Any]) -> dict[str, in
         ("prologue",): {"tokens": target.route_sort_tokens},
         ("linear",): {"tokens": target.router_tokens},
     }
+    known = {(name,): params for (name,), params in known.items() if _has_kernel(target, name)}
     known |= {("fusion", stage): {"rows": rows} for stage, rows in enumerate(target.fused_rows, 1)}
     for layout, plans in target.layouts.items():
         for number, plan in enumerate(plans):
@@ -70,6 +73,11 @@ def in_force(target: Target, what: str, when: Mapping[str, Any]) -> dict[str, in
     return known[key]
 
 
+def _has_kernel(target: Target, what: str) -> bool:
+    """Whether the target has the kernel that a setting is about, if it is about one."""
+    return what not in KERNEL_OF or any(tile.template == KERNEL_OF[what] for tile in target.tiles)
+
+
 def _every(what: str, when: Mapping[str, Any]) -> dict[str, Any]:
     """`when` with None for the facts that it does not name."""
     return {name: when.get(name, 0 if name == "experts" else None) for name in FACTS[what]}
@@ -79,10 +87,9 @@ def _unknown(target: Target, what: str, found: Sequence[str], known: Sequence[st
     where = f" where {', '.join(found)}" if found else ""
     tiles = sorted({tile.template for tile in target.tiles})
     about = f"{what} may depend on {', '.join(map(str, known)) or 'nothing'}; " if what in tiles else ""
-    return (
-        f"target {target.name} has no setting {what!r}{where}: {about}"
-        f"it has {', '.join(['fusion', 'plan', *(GPU_SETTINGS if target.prefill else ()), *tiles])}"
-    )
+    others = [name for name in GPU_SETTINGS if target.prefill and _has_kernel(target, name)]
+    listed = ", ".join(["fusion", "plan", *others, *tiles])
+    return f"target {target.name} has no setting {what!r}{where}: {about}it has {listed}"
 
 
 def apply(target: Target, settings: Iterable[Setting]) -> Target:
@@ -130,7 +137,8 @@ def check(target: Target, setting: Setting) -> None:
         may = f"; it may also have {', '.join(sorted(optional))}" if optional else ""
         raise SettingError(f"{setting.what} has params {listed}; it takes {', '.join(sorted(known - optional))}{may}")
     for name, value in setting.params.items():
-        least = 0 if name in ("rows", "tokens") and setting.what in SWITCHES else 1
+        may_be_none = name == "ordered" or (name in ("rows", "tokens") and setting.what in SWITCHES)
+        least = 0 if may_be_none else 1
         allowed = get_args(Block) if name == "block" else (1, 2) if name == "stages" else ()
         if type(value) is not int or value < least or (allowed and value not in allowed):
             wanted = f"one of {', '.join(map(str, allowed))}" if allowed else f"a whole number from {least}"

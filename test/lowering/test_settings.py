@@ -5,7 +5,8 @@ import pytest
 from moeloom.lowering.settings import Setting, SettingError, apply, check, in_force, tile_origin
 from moeloom.lowering.targets import TARGETS
 
-CPU, SM_90 = TARGETS["cpu"], TARGETS["sm_90"]
+CPU, SM_90, GFX950 = TARGETS["cpu"], TARGETS["sm_90"], TARGETS["gfx950"]
+PREFILL = {"ring": 3, "step": 64, "steps": 4, "maxnreg": 128, "num_warps": 8, "num_stages": 1}
 FACTS = {"block": 64, "quantised": False}
 TILE = {"block_n": 64, "block_k": 64, "num_warps": 8, "num_stages": 3}
 
@@ -29,6 +30,8 @@ def test_settings_come_before_the_targets_own():
     assert tuned.layouts["row_major"] == SM_90.layouts["row_major"]
     assert tuned.prefill.block == 128
     assert apply(SM_90, []) == SM_90
+    never = apply(SM_90, [Setting("prefill_down", {"block": 64}, PREFILL | {"ordered": 0})])
+    assert never.tile("prefill_down", block=64)["ordered"] == 0
 
 
 def test_what_is_in_force():
@@ -61,6 +64,13 @@ def test_what_is_in_force():
         (SM_90, Setting("gate_up", FACTS, TILE | {"block_n": True}), "block_n is True"),
         (SM_90, Setting("prefill_down", {"quantised": True}, {}), "prefill_down may depend on block"),
         (SM_90, Setting("fusion", {"stage": 1}, {"rows": -1}), "a whole number from 0"),
+        (
+            GFX950,
+            Setting("linear", {}, {"tokens": 8}),
+            "gfx950 has no setting .linear.: it has fusion, plan, prefill, sort, ",
+        ),
+        (GFX950, Setting("prologue", {}, {"tokens": 8}), "target gfx950 has no setting 'prologue'"),
+        (SM_90, Setting("prefill_down", {"block": 64}, PREFILL | {"ordered": -1}), "ordered is -1; .* from 0"),
         (SM_90, Setting("prefill", {}, {"block": 48}), "block is 48; it must be one of 8, 16, 32, 64, 128"),
     ],
 )
