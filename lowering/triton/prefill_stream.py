@@ -119,10 +119,12 @@ def begin(
     """The state that a program's first unit goes on with (`multiply_unit`), how many blocks are long, their order,
     where x is, and what keeps shared memory alive."""
     UNITS: gl.constexpr = units_a_block(TILES, STREAM_WARPS, gl.num_warps())
+    if ORDERED > 0:
+        # Before x, so that its address is a constant: the other way round ptxas spills between products.
+        order, longs, order_shared = order_blocks(sorted_ids, blocks, BLOCK, TOPK, ORDERED)
     shared = allocate_steps(BLOCK, STEP, STEPS)
     x_shared = aligned(address_of(shared))
     if ORDERED > 0:
-        order, longs, order_shared = order_blocks(sorted_ids, blocks, BLOCK, TOPK, ORDERED)
         alive = (shared, order_shared)
     else:
         order, longs, alive = x_shared, blocks, (shared, shared)

@@ -127,7 +127,7 @@ SM_90 = (
     # 16 warps an SM: with 64 rows all in one program, which then reads x half as often. Two programs of 128 rows have
     # room for x in steps of 64 columns.
     *_prefill(ring=3, step=192, num_warps=16, ordered=2048, when={"block": 64}),
-    *_prefill(ring=3, step=64, num_warps=8, ordered=2048, when={"block": 128}),
+    *_prefill(ring=2, step=64, num_warps=8, ordered=2048, when={"block": 128}),
     *_prefill(ring=4, step=192, num_warps=8, ordered=0),
     # With 16 rows a ring of 8 spills more.
     _tile("decode_gate_up", ring=6, maxnreg=128),
