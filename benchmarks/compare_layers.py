@@ -42,7 +42,7 @@ def main(
             click.echo(f"{routing} M = {m}   " + "   ".join(cells))
         sides.clear()
         gc.collect()
-        torch.cuda.empty_cache()  # as nothing where no GPU is
+        torch.cuda.empty_cache()  # which without a GPU does nothing
 
 
 if __name__ == "__main__":

@@ -80,8 +80,9 @@ STREAM = (
 )
 """An expert's weights are read, and widened, once a sort block: with n rows on average, spread at random, in blocks of
 8 1.02 times where n = 4 and 1.41 times where n = 8. A block of which half or less is used costs less: of 16 rows in
-the decode kernels, of 64 and 128 in the prefill kernels. `python benchmarks/decode_products.py` and
-`prefill_products.py` on an H200 give the products of gpt-oss-120b (docs/h200.md).
+the decode kernels, of 64 and 128 in the prefill kernels. `python benchmarks/prefill_products.py` on an H200 gives the
+products of gpt-oss-120b in blocks of 32, 64 and 128 rows, `compare_layers.py` whole layers of two tables in turns
+(docs/h200.md).
 """
 REFERENCE_SWITCH = (2048, 8192)
 """The contract's switch (section 4), for GPUs that were not measured."""

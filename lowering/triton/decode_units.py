@@ -14,7 +14,7 @@ from .decode_chunk import OCTET
 from .decode_stream import threads_layout
 
 SHORT, LONG = gl.constexpr(4), gl.constexpr(5)
-"""What a unit of one octet costs, and one of two: 1.23 times as much on an H200 (benchmarks/decode_products.py)."""
+"""What a unit of one octet costs, and one of two: 1.23 times as much on an H200 (docs/h200.md)."""
 BESIDE_L1 = gl.constexpr(".cg")
 """Reads memory past the SM's own cache, which may hold what lay there before."""
 

@@ -48,6 +48,8 @@ def order_blocks(sorted_ids, blocks, BLOCK: gl.constexpr, TOPK: gl.constexpr, OR
 def block_at(order, rank, blocks, ORDERED: gl.constexpr):
     """The block number `rank` of `blocks` in the order at address `order`; behind the last one, the last one."""
     rank = gl.minimum(rank, blocks - 1)
-    if blocks <= ORDERED:
-        rank = gl.inline_asm("ld.shared.b32 $0, [$1];", "=r,r", [order + rank * 4], gl.int32, is_pure=False)
+    if ORDERED > 0:
+        listed = blocks <= ORDERED
+        if listed:
+            rank = gl.inline_asm("ld.shared.b32 $0, [$1];", "=r,r", [order + rank * 4], gl.int32, is_pure=False)
     return rank

@@ -3,6 +3,7 @@
 What the contract leaves undefined is 0xFF before the run and stays so.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -131,6 +132,13 @@ def test_early_combine(assembly, ids, name, expert_map):
     operands |= {} if expert_map is None else {"expert_map": expert_map}
     run(assembly[name], name, operands, [out], TOKENS, TOKENS * -(-COLUMNS // TILES["combine"]["block_n"]))
     assert torch.equal(out, want)
+
+
+@pytest.mark.parametrize("name", ["quant", "quant_sort 1", "quant_sort 2"])
+def test_early_quantisers_read_x_before_they_wait(assembly, name):
+    for early in ("", EARLY):
+        before = assembly[name + early].partition("griddepcontrol.wait")[0]
+        assert bool(re.search(r"ld\.global\.\S*cg", before)) == bool(early)
 
 
 @pytest.mark.parametrize("early", ["", EARLY])

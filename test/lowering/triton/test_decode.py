@@ -140,13 +140,14 @@ def first_use(loop: list[str], load: int) -> Iterator[str]:
 
 @pytest.mark.parametrize("name", STREAMING)
 def test_loads_run_far_ahead(compiled, name):
-    """Wide loads, and more than four chunks of products between a load and its use: ptxas must not sink them."""
+    """Wide loads, and at least five chunks of products between a load and its use: ptxas must not sink them. In a loop
+    for half-empty blocks, whose products are fewer, more than four."""
     for octets, loop in record_loops(instructions(compiled[name][16])):
         loads = [place for place, text in enumerate(loop) if re.match(r"LDG\S*\.128 ", text)]
         assert len(loads) >= CHUNKS - 2  # some come before the first product
         for load in loads[: CHUNKS - 8]:
             ahead = sum(text.startswith("HMMA") for text in first_use(loop, load))
-            assert ahead > 4 * MMAS * octets
+            assert ahead >= 4 * MMAS * octets + (4 if octets == KERNELS[name][1]["block"] // 8 else 1)
 
 
 def test_the_stream_is_one_operand():
