@@ -15,6 +15,7 @@ from moeloom.runtime.errors import ArtifactError
 from moeloom.runtime.executable import Executable
 from moeloom.runtime.pack import unpack_expert, unpack_expert_stream
 from moeloom.runtime.program import Aten, Launch, Program
+from moeloom.runtime.stream import LAST_ROW
 
 Params = Mapping[str, Any]
 SORTS = ("sort_tokens", "sort_scatter", "route_sort")
@@ -191,10 +192,21 @@ def _sort_tokens(params: Params, operands: list[Any]) -> tuple[Tensor, ...]:
     lists = reference.sort_tokens(ids, weights, params["experts"], params["block"], _count(num_tokens), chosen)
     if not params.get("has_slot_rows"):
         return lists
-    rows = reference.source_rows(lists[0], lists[3], 2, params["topk"])
-    slot_rows = torch.full((ids.numel(),), -1, dtype=torch.int32, device=ids.device)
-    slot_rows[rows[rows >= 0]] = torch.arange(len(rows), dtype=torch.int32, device=ids.device)[rows >= 0]
-    return *lists, slot_rows.view(ids.shape)
+    return *lists, slot_rows(lists, params["block"], ids.shape)
+
+
+def slot_rows(lists: Sequence[Tensor], block: int, shape: torch.Size) -> Tensor:
+    """The GPU's i32 [M, k] beside a token sort's lists: the sorted row of each slot, LAST_ROW more for the last one of
+    an expert, -1 for none."""
+    tokens, topk = shape
+    rows = reference.source_rows(lists[0], lists[3], 2, topk)
+    place = torch.arange(len(rows), dtype=torch.int32, device=rows.device)
+    experts = lists[2][place // block]
+    is_last = torch.ones_like(rows, dtype=torch.bool)
+    is_last[:-1] = (rows[1:] < 0) | (experts[1:] != experts[:-1])
+    out = torch.full((tokens * topk,), -1, dtype=torch.int32, device=rows.device)
+    out[rows[rows >= 0]] = (place + is_last * LAST_ROW)[rows >= 0]
+    return out.view(shape)
 
 
 def _route_sort(params: Params, operands: list[Any]) -> tuple[Tensor, ...]:

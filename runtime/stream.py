@@ -1,4 +1,4 @@
-"""The sizes of weight streams (pack_stream.py, pack_mfma.py). Without torch: the compiler's workers import it."""
+"""The sizes of weight streams (pack_stream.py, pack_mfma.py) and of lists. Without torch: the compiler's workers import it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ FRAGMENT_ROWS = 16
 CHUNK_COLUMNS = 64
 SWIZZLE_BYTES = 1024  # after which the swizzle of wgmma's operands begins anew
 ROUTER_STEP = 1024  # columns of a step of the router's sum
+LAST_ROW = 1 << 30  # more than a slot's sorted row in slot_rows: it is the last of its expert
 CHUNK_BYTES = 512
 MOST_CHUNKS = 16  # whose scales fill a chunk
 

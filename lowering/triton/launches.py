@@ -112,7 +112,7 @@ def _quant_sort(lower: FunctionLowering, op: moe.QuantSortOp) -> list[ir.Value]:
         shares = -(-op.topk.value // params["slots"]) if op.stage.value == 1 else 1
         tiles = sizes.ceildiv(rows, params["rows"]) * (shares * -(-padded // params["groups"]))
         results = [(op.codes.type, (rows, columns)), (op.sorted_scales.type, sorted_shape(sort, padded))]
-        operands = [op.x, op.sorted_ids.owner.results[-1], op.sorted_ids, op.num_valid]
+        operands = [op.x, op.sorted_ids.owner.results[-1], op.num_valid]
         return lower.launch("quant_sort", params, operands, results, [tiles], strided=[0])
 
     def split() -> list[ir.Value]:

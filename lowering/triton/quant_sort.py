@@ -1,8 +1,9 @@
 """Template `quant_sort`: MXFP4 with each scale at its sorted place, in one launch (docs/contract.md, section 4).
 
 A program has one row of x, some of its groups, and some of the slots that the row occurs in: its token's k in stage 1,
-one in stage 2. The token sort has said where they are sorted to (`slot_rows`), so nothing is searched, and no program
-has padding alone to write: the zeros that fill a sort block up belong to the last row in it.
+one in stage 2. The token sort has said where they are sorted to, and which is its expert's last (`slot_rows`), so
+nothing is searched, and no program has padding alone to write: the zeros that fill a sort block up belong to the last
+row in it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from .dependents import follow
 from .numbers import GROUP, quantise
 from .quant import load_groups, store_codes
 from .scales import BLOCK_ROWS, sort_constants, sorted_offset
+from .sort_tokens import LAST
 from .template import POINTERS, Params, Template
 
 _ZERO_ROWS = tl.constexpr(8)
@@ -23,18 +25,14 @@ _ZERO_ROWS = tl.constexpr(8)
 
 
 @triton.jit
-def _padding_end(sorted_ids, used, rows, live, TOPK: tl.constexpr, BLOCK: tl.constexpr):
-    """Behind the last row that pads the block of sorted `rows`; the row after it unless it is the last with a token.
+def _padding_end(used, rows, is_last, BLOCK: tl.constexpr):
+    """Behind the last row that pads the block of sorted `rows`; the row after it unless it `is_last` of its expert.
 
     The last block in use is padded up to a multiple of 32 rows, those of the layout's blocks.
     """
-    following = rows + 1
-    ends = following % BLOCK == 0
-    entry = tl.load(sorted_ids + tl.where(ends, 0, following), mask=live, other=0)
-    is_last = ends | (entry.to(tl.uint32, bitcast=True) >> 24 == TOPK)
     end = (rows // BLOCK + 1) * BLOCK
     end = tl.where(end == used, (end + BLOCK_ROWS - 1) // BLOCK_ROWS * BLOCK_ROWS, end)
-    return tl.where(live & is_last, end, following)
+    return tl.where(is_last, end, rows + 1)
 
 
 @triton.jit
@@ -68,7 +66,6 @@ def quant_sort_kernel(
     x,
     x_stride,
     slot_rows,
-    sorted_ids,
     num_valid,
     codes,
     sorted_scales,
@@ -92,14 +89,17 @@ def quant_sort_kernel(
     share = tl.program_id(0) // column_tiles % shares
     group = tl.program_id(0) % column_tiles * GROUPS
     rows = tl.program_id(0) // (column_tiles * shares) * ROWS + tl.arange(0, ROWS)
+    there = rows < M * (TOPK // places)
     if EARLY:
-        there = rows < M * (TOPK // places)
         packed, byte = _quantised(x, x_stride, rows, there, group, COLUMNS, SCALE_MODE, GROUPS, TARGET, EARLY)
     follow(TARGET)
+    # All that the sort says is asked for at once.
     tokens, used = tl.load(num_valid + 1), tl.load(num_valid)
-    known = tl.where(rows // (TOPK // places) < tokens, places, 0)[:, None]
     place = tl.arange(0, triton.next_power_of_2(places))[None, :]
-    sorted_rows = tl.load(slot_rows + rows.to(tl.int64)[:, None] * places + place, mask=place < known, other=-1)
+    asked = there[:, None] & (place < places)
+    said = tl.load(slot_rows + rows.to(tl.int64)[:, None] * places + place, mask=asked, other=-1)
+    said = tl.where((rows // (TOPK // places) < tokens)[:, None], said, -1)
+    sorted_rows = tl.where(said < 0, -1, said % LAST)
     live = tl.max(tl.where(place // SLOTS == share, sorted_rows, -1), 1) >= 0
     if tl.max(live.to(tl.int32), 0) > 0:
         if not EARLY:
@@ -110,7 +110,8 @@ def quant_sort_kernel(
         for slot in tl.static_range(SLOTS):
             to = tl.max(tl.where(place == share * SLOTS + slot, sorted_rows, -1), 1)
             _store_rows(sorted_scales, byte, to, to >= 0, group, WIDTH, LAYOUT)
-            end = _padding_end(sorted_ids, used, to, to >= 0, TOPK, BLOCK)
+            is_last = tl.max(tl.where(place == share * SLOTS + slot, said, -1), 1) >= LAST
+            end = _padding_end(used, to, is_last, BLOCK)
             zeros = tl.zeros([ROWS * _ZERO_ROWS, GROUPS], tl.uint8)
             for step in range(0, tl.max(end - to - 1, 0), _ZERO_ROWS):
                 padding = (to + 1 + step)[:, None] + tl.arange(0, _ZERO_ROWS)[None, :]
@@ -124,7 +125,6 @@ def _arguments(params: Params) -> list[tuple[str, str]]:
         ("x", POINTERS[params["x"]]),
         ("x_stride", "i64"),
         ("slot_rows", "*i32"),
-        ("sorted_ids", "*i32"),
         ("num_valid", "*i32"),
         ("codes", "*u8"),
         ("sorted_scales", "*u8"),

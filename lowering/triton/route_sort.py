@@ -110,14 +110,15 @@ def route_sort_kernel(
     if mine == 0:
         return
     start = first_row(rows, expert, BLOCK)
+    end = start + mine
     write_blocks(sorted_ids, sorted_weights, expert_ids, start, mine, expert, listed, TOPK, BLOCK)
-    start = write_slots(sorted_ids, sorted_weights, slot_rows, shares, token, slot, owner == expert, start, TOPK)
+    start = write_slots(sorted_ids, sorted_weights, slot_rows, shares, token, slot, owner == expert, start, end, TOPK)
     for first in range(ROWS, live, ROWS):
         token, slot, owner, shares = _slots_of(
             logits, stride, correction_bias, weights, ids, first, live, M,
             EXPERTS, TOPK, SCORE, RENORMALISE, SCALE, GROUPS, TOP_GROUPS, ROWS, False,
         )  # fmt: skip
-        start = write_slots(sorted_ids, sorted_weights, slot_rows, shares, token, slot, owner == expert, start, TOPK)
+        start = write_slots(sorted_ids, sorted_weights, slot_rows, shares, token, slot, owner == expert, start, end, TOPK)
 
 
 def _arguments(params: Params) -> list[tuple[str, str]]:

@@ -14,12 +14,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from moeloom.runtime.stream import LAST_ROW
+
 from .dependents import follow
 from .live_slots import expert_of, live_tokens, optional_constants, optional_operands
 from .template import Params, Template
 
 _STEP = tl.constexpr(128)
 """Entries of expert_ids written at a time, and chunks summed at a time."""
+LAST = tl.constexpr(LAST_ROW)
+"""Added to the row of a slot in slot_rows: the last of its expert. Padding up to the end of its block follows it."""
 
 
 @triton.jit
@@ -73,15 +77,15 @@ def write_num_valid(num_valid, rows, live, EXPERTS: tl.constexpr, BLOCK: tl.cons
 
 
 @triton.jit
-def write_slots(sorted_ids, sorted_weights, slot_rows, shares, token, slot, here, start, TOPK: tl.constexpr):
+def write_slots(sorted_ids, sorted_weights, slot_rows, shares, token, slot, here, start, end, TOPK: tl.constexpr):
     """Write the slots of a chunk that are `here`, of routing weights `shares`, from entry `start` on; the entry after
-    them."""
+    them. `end`: the entry behind the expert's last one."""
     count = here.to(tl.int32)
     entry = start + tl.cumsum(count) - count
     tl.store(sorted_ids + entry, (slot << 24) | token, mask=here)
     tl.store(sorted_weights + entry, shares, mask=here)
     if slot_rows is not None:
-        tl.store(slot_rows + token * TOPK + slot, entry, mask=here)
+        tl.store(slot_rows + token * TOPK + slot, tl.where(entry == end - 1, entry + LAST, entry), mask=here)
     return start + tl.sum(count)
 
 
@@ -128,13 +132,14 @@ def sort_tokens_kernel(
     if mine == 0:
         return
     start = first_row(rows, expert, BLOCK)
+    end = start + mine
     local = _local_id(expert, expert_map, EXPERTS, MAP)
     write_blocks(sorted_ids, sorted_weights, expert_ids, start, mine, local, live, TOPK, BLOCK)
     for first in range(0, live, ROWS):
         token, slot, owner = _chunk(ids, first, live, expert_map, EXPERTS, TOPK, MAP, ROWS)
         here = owner == expert
         shares = tl.load(weights + token * TOPK + slot, mask=here)
-        start = write_slots(sorted_ids, sorted_weights, slot_rows, shares, token, slot, here, start, TOPK)
+        start = write_slots(sorted_ids, sorted_weights, slot_rows, shares, token, slot, here, start, end, TOPK)
 
 
 @triton.jit
@@ -211,13 +216,14 @@ def sort_scatter_kernel(
     if mine == 0:
         return
     start = first_row(rows, expert, BLOCK)
+    end = start + mine
     if chunk == 0:
         local = _local_id(expert, expert_map, EXPERTS, MAP)
         write_blocks(sorted_ids, sorted_weights, expert_ids, start, mine, local, live, TOPK, BLOCK)
     start += tl.load(starts + expert * chunks + chunk)
     here = owner == expert
     shares = tl.load(weights + token * TOPK + slot, mask=here)
-    write_slots(sorted_ids, sorted_weights, slot_rows, shares, token, slot, here, start, TOPK)
+    write_slots(sorted_ids, sorted_weights, slot_rows, shares, token, slot, here, start, end, TOPK)
 
 
 _SORTED = [("sorted_ids", "*i32"), ("sorted_weights", "*fp32"), ("expert_ids", "*i32"), ("num_valid", "*i32")]
@@ -230,7 +236,7 @@ def _constants(params: Params) -> dict[str, object]:
 
 
 def lists(params: Params) -> list[tuple[str, str]]:
-    """The results: the sorted list, and where it is asked for the sorted row of each slot, -1 for none."""
+    """The results: the sorted list, and where it is asked for the sorted row of each slot, -1 for none (LAST)."""
     return [*_SORTED, _SLOT_ROWS] if params["has_slot_rows"] else _SORTED
 
 

@@ -16,7 +16,7 @@
 // CHECK:           "kernel.launch"([[M]], %arg1, %arg2, [[STARTS]]#0, [[STARTS]]#1) {{.*}}kernel = @sort_scatter_0
 // CHECK:         }) {choice = "sort"
 // CHECK:         [[SITE:%.*]]:2 = "kernel.alternatives"([[M]]) ({
-// CHECK:           "kernel.launch"([[M]], %arg0, [[SORT]]#4, [[SORT]]#0, [[SORT]]#3) {{.*}}kernel = @quant_sort_0
+// CHECK:           "kernel.launch"([[M]], %arg0, [[SORT]]#4, [[SORT]]#3) {{.*}}kernel = @quant_sort_0
 // CHECK:         }, {
 // CHECK:           kernel = @quant_0
 // CHECK:           kernel = @sort_scales_0

@@ -105,10 +105,14 @@ def test_token_sort(assembly, ids):
 
 
 def slots(lists: tuple[Tensor, ...], ids: Tensor) -> Tensor:
-    """The sorted row of each slot, -1 where it has none; of tokens that are not live -1 too, which is poison here."""
-    rows = reference.source_rows(lists[0], lists[3], 2, TOPK)
+    """The sorted row of each slot, 2^30 more for the last one of an expert, -1 where it has none; of tokens that are
+    not live -1 too, which is poison here."""
+    rows = reference.source_rows(lists[0], lists[3], 2, TOPK).tolist()
     out = torch.full((ids.numel(),), -1, dtype=torch.int32)
-    out[rows[rows >= 0]] = torch.arange(len(rows), dtype=torch.int32)[rows >= 0]
+    last = {int(lists[2][place // BLOCK]): row for place, row in enumerate(rows) if row >= 0}
+    for place, row in enumerate(rows):
+        if row >= 0:
+            out[row] = place + (row in last.values()) * 2**30
     return out.view(ids.shape)
 
 
@@ -170,7 +174,7 @@ def test_fused_and_split_quantisers(assembly, ids, stage, early):
     operands = {"scales": scales, "scales_stride": groups, **place}
     run(assembly[f"sort_scales {stage}"], f"sort_scales {stage}", operands, [split], TOKENS, len(want) // 32)
     fused = [poison(rows, COLUMNS // 2), poison(*want.shape)]
-    operands = {"x": x, "x_stride": COLUMNS, "slot_rows": slots(lists, ids), **place}
+    operands = {"x": x, "x_stride": COLUMNS, "slot_rows": slots(lists, ids), "num_valid": num_valid}
     tiles = rows * (TOPK if stage == 1 else 1) * -(-want.shape[1] // 32)
     kernel = f"quant_sort {stage}{early}"
     run(assembly[kernel], kernel, operands, fused, TOKENS, tiles)

@@ -112,7 +112,7 @@ class Kernels:
         tokens = len(x) // (1 if stage == 1 else topk)
         shares = -(-topk // slots) if stage == 1 else 1
         tiles = -(-len(x) // rows) * shares * -(-out.shape[1] // groups)
-        operands = [(x, x.stride(0)), slot_rows(sorted_ids, num_valid, tokens, topk), sorted_ids, num_valid]
+        operands = [(x, x.stride(0)), slot_rows(sorted_ids, num_valid, tokens, topk), num_valid]
         self.run("quant_sort", params, operands, [codes, out], tokens, tiles)
         return codes, out
 
@@ -123,10 +123,13 @@ def kernels(interpret):
 
 
 def slot_rows(sorted_ids, num_valid, tokens, topk):
-    """As the token sort writes them; those of tokens that are not live are garbage."""
+    """As the token sort writes them, rows before padding marked as the last of an expert; those of tokens that are not
+    live are garbage."""
     rows = reference.source_rows(sorted_ids, num_valid, 2, topk)
+    places = torch.arange(len(rows), dtype=torch.int32)
+    is_last = torch.cat([rows[1:] < 0, torch.tensor([True])]) if len(rows) else places > 0
     out = torch.full((tokens * topk,), -1, dtype=torch.int32)
-    out[rows[rows >= 0]] = torch.arange(len(rows), dtype=torch.int32)[rows >= 0]
+    out[rows[rows >= 0]] = (places + is_last * 2**30)[rows >= 0].int()
     out[int(num_valid[1]) * topk :] = 7
     return out
 

@@ -62,16 +62,22 @@ def check(sort, ids, experts, block, num_tokens=None, expert_map=None, rows=16):
     assert torch.equal(found[1][:valid], want[1][:valid])
     assert torch.equal(found[2][: valid // block], want[2][: valid // block])
     if len(found) > 4:
-        assert torch.equal(found[4], slot_rows(want, *ids.shape))
+        assert torch.equal(found[4], slot_rows(want, block, *ids.shape))
     for result, written in zip(found, (valid, valid, valid // block), strict=False):
         assert bool((result.view(torch.int32)[written:] == -1).all()), "nothing is written beyond num_valid[0]"
 
 
-def slot_rows(want, tokens, topk):
-    """The sorted row of each slot, -1 where it has none; tokens that are not live stay poison."""
+def slot_rows(want, block, tokens, topk):
+    """The sorted row of each slot, 2^30 more for the last one of an expert, -1 where it has none; tokens that are not
+    live stay poison."""
     out = torch.full((tokens * topk,), -1, dtype=torch.int32)
-    rows = reference.source_rows(want[0], want[3], 2, topk)
-    out[rows[rows >= 0]] = torch.arange(len(rows), dtype=torch.int32)[rows >= 0]
+    rows = reference.source_rows(want[0], want[3], 2, topk).tolist()
+    last = {}
+    for place, row in enumerate(rows):
+        if row >= 0:
+            out[row] = place
+            last[int(want[2][place // block])] = row
+    out[list(last.values())] += 1 << 30
     out[int(want[3][1]) * topk :] = POISON
     return out.view(tokens, topk)
 
