@@ -15,7 +15,7 @@ from moeloom.dialects.rules import checked, one_of, require
 # How many operands (M included) and results an op of this dialect may have. IRDL binds a variadic operand to one type
 # for all its values, so values of different types need a slot each: optional operands, counted by the segment sizes.
 OPERANDS, RESULTS = 14, 7
-CHOICES = ("fusion", "linear", "sort", "prologue", "tokens")
+CHOICES = ("fusion", "linear", "sort", "prologue", "routing", "tokens")
 
 
 def segments(used: int, slots: int) -> ir.DenseI32ArrayAttr:
@@ -124,8 +124,8 @@ class AlternativesOp(Kernel.Operation, name="alternatives"):
 
     `choice` says what is chosen: "fusion" (the fused quantiser or the split pair), "linear" (the router's product by a
     kernel or by ATen), "sort" (a token sort of one launch or of several), "prologue" (routing and token sort in one
-    launch or in two) or "tokens" (a plan for few or for many tokens). Each region is one block that ends in a
-    kernel.yield of the results' types.
+    launch or in two), "routing" (gate_up finds its weights by the logits or by the sorted list) or "tokens" (a plan for
+    few or for many tokens). Each region is one block that ends in a kernel.yield of the results' types.
     """
 
     m: ext.Operand[ir.IndexType]

@@ -50,6 +50,15 @@ def _attribute(value: int | str | bool | float) -> ir.Attribute:
     return ir.StringAttr.get(value)
 
 
+@dataclass(frozen=True)
+class Routed:
+    """A sorted list that the launch of its first product makes for few tokens: that value, and what it follows from."""
+
+    sorted_ids: ir.Value
+    logits: ir.Value
+    num_tokens: ir.Value | None
+
+
 class FunctionLowering:
     """Lowers one function: its moe ops in order, then its weight arguments."""
 
@@ -66,6 +75,7 @@ class FunctionLowering:
         self.definitions, self.rules = definitions, rules
         self.weights = WeightArguments(function, layout)
         self.made: list[tuple[ir.Operation, list[ir.Value]]] = []  # results of ops that another one's launch has too
+        self.routed: list[Routed] = []
 
     def lower(self) -> None:
         block = self.function.entry_block

@@ -18,7 +18,7 @@ from moeloom.runtime.program import Aten, Launch, Program
 from moeloom.runtime.stream import LAST_ROW
 
 Params = Mapping[str, Any]
-SORTS = ("sort_tokens", "sort_scatter", "route_sort")
+SORTS = ("sort_tokens", "sort_scatter", "route_sort", "decode_routed_gate_up")
 """Templates that make the lists of a token sort."""
 MX = "f4E2M1FN"
 """The element of activations that come as codes and scales."""
@@ -61,7 +61,8 @@ class Replay:
         self._steps(steps[: sorts[-1] + 1], values)
         sort = steps[sorts[-1]]
         assert isinstance(sort, Launch)
-        lists = sort.results[2:] if self._template(sort) == "route_sort" else sort.results
+        routes = self._template(sort) in ("route_sort", "decode_routed_gate_up")
+        lists = sort.results[2:] if routes else sort.results
         sorted_ids, _, expert_ids, num_valid = (values[result] for result in lists[:4])
         params = self.kernels[sort.kernel]["params"]
         rows = reference.source_rows(sorted_ids, num_valid, 2, params["topk"])
@@ -233,7 +234,19 @@ def _sort_scales(params: Params, operands: list[Any]) -> Tensor:
 
 def _quant_sort(params: Params, operands: list[Any]) -> tuple[Tensor, ...]:
     codes, scales = _quant(params, operands)
-    return codes, _sort_scales(params, [scales, *operands[-2:]])
+    listed, num_valid = operands[-2:]
+    sorted_ids = listed if listed.dim() == 1 else _sorted_ids(listed, num_valid)
+    return codes, _sort_scales(params, [scales, sorted_ids, num_valid])
+
+
+def _sorted_ids(slot_rows: Tensor, num_valid: Tensor) -> Tensor:
+    """The entries in use of the sorted list beside which a GPU's `slot_rows` were made."""
+    used, live = (int(value) for value in num_valid)
+    topk = slot_rows.shape[1]
+    sorted_ids = torch.full((used,), topk << reference.SLOT_SHIFT | live, dtype=torch.int32, device=slot_rows.device)
+    token, slot = (slot_rows[:live] >= 0).nonzero(as_tuple=True)
+    sorted_ids[(slot_rows[token, slot] % LAST_ROW).long()] = (slot << reference.SLOT_SHIFT | token).int()
+    return sorted_ids
 
 
 def _expand(params: Params, operands: list[Any]) -> Tensor:
@@ -282,6 +295,8 @@ def _product(x: Tensor, weight: Weight, scales: Weight, e: int) -> Tensor:
 def _activations(params: Params, operands: list[Any], stage: int) -> tuple[Tensor, list[Any]]:
     """What a product multiplies, and its other operands: x as it is, or codes with their sorted scales as values."""
     x, *rest = operands
+    if params.get("routes", "none") != "none":
+        rest = rest[1 + params["has_num_tokens"] :]  # logits say what the lists do
     mode = params.get("quantise", "none")
     if mode != "none":
         return reference.dequantise(*reference.quantise(x, mode)), rest
@@ -301,6 +316,17 @@ def _gate_up(params: Params, operands: list[Any]) -> Tensor | tuple[Tensor, Tens
     codes, scales = reference.quantise(hidden, params["requantize"])
     sorted_ids, _, num_valid = rest[:3]
     return codes, reference.sort_scales(scales, sorted_ids, num_valid, 2, params["topk"], params["layout"])
+
+
+def _routed_gate_up(params: Params, operands: list[Any]) -> tuple[Tensor, ...]:
+    """Weights, ids, sorted list and hidden rows."""
+    x, logits, *rest = operands
+    count, rest = rest[: params["has_num_tokens"]], rest[params["has_num_tokens"] :]
+    router = {"has_bias": False, "groups": 1, "top_groups": 1, "has_slot_rows": False}
+    weights, ids, *lists = _route_sort({**params, **router}, [logits, *count])
+    x, _ = _activations(params, [x], 1)
+    sorted_ids, _, expert_ids, num_valid = lists
+    return weights, ids, *lists, _hidden(params, x, [sorted_ids, expert_ids, num_valid, *rest])
 
 
 def _hidden(params: Params, x: Tensor, operands: list[Any]) -> Tensor:
@@ -390,6 +416,7 @@ TEMPLATES: dict[str, Callable[[Params, list[Any]], Any]] = {
     "gate_up": _gate_up,
     "down": _down,
     "decode_gate_up": _gate_up,
+    "decode_routed_gate_up": _routed_gate_up,
     "decode_down": _down,
     "prefill_gate_up": _gate_up,
     "prefill_down": _down,

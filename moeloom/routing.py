@@ -34,6 +34,8 @@ TOPICS, RUN = 16, 16
 CONCENTRATION, POPULARITY_SPREAD = 0.25, 0.5
 LEAST_WEIGHT = 1e-6
 LINEAR = "aten.linear.default"
+LOGITS = {"route": 0, "route_sort": 0, "decode_routed_gate_up": 1}
+"""Templates that route, and which operand the logits are."""
 Draw = Callable[[int, int, int, torch.Generator, torch.Generator], Tensor]
 
 
@@ -103,13 +105,14 @@ def router_of(executable: Executable, name: str) -> Router:
     weights = {weight.value: executable.weights[prefix + weight.name] for weight in program.weights}
     xs = [wanted.value for wanted in program.inputs if wanted.name == "x"]
     for route in steps:
-        if not (isinstance(route, Launch) and kernels[route.kernel]["template"] in ("route", "route_sort")):
+        if not (isinstance(route, Launch) and kernels[route.kernel]["template"] in LOGITS):
             continue
-        params = kernels[route.kernel]["params"]
-        if params["has_bias"] or params["groups"] != 1:
+        template, params = kernels[route.kernel]["template"], kernels[route.kernel]["params"]
+        # That of gate_up chooses by logits alone; its has_bias is the product's.
+        if template != "decode_routed_gate_up" and (params["has_bias"] or params["groups"] != 1):
             continue
         for step in steps:
-            if route.operands[0] not in step.results:
+            if route.operands[LOGITS[template]] not in step.results:
                 continue
             if isinstance(step, Aten) and step.op == LINEAR:
                 x, *factors = (arg.get("value") for arg in step.args)

@@ -112,7 +112,7 @@ class Aten:
 @dataclass(frozen=True)
 class Alternatives:
     """`first` up to `max_m` tokens, else `second`; `choice` is what they differ in: "fusion", "linear", "sort",
-    "prologue" or "tokens"."""
+    "prologue", "routing" or "tokens"."""
 
     choice: str
     max_m: int

@@ -1,4 +1,4 @@
-"""The sizes of weight streams (pack_stream.py, pack_mfma.py) and of lists. Without torch: the compiler's workers import it."""
+"""The sizes of weight streams (pack_stream.py, pack_mfma.py) and of lists. Without torch: workers import it."""
 
 from __future__ import annotations
 

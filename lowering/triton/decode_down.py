@@ -11,6 +11,7 @@ from moeloom.runtime.stream import Stream
 
 from .decode_chunk import OCTET, SUM_SCALE
 from .decode_params import decode_arguments, decode_constants, x_argument
+from .decode_routes import ROUTING, blocks_of, count_of, expert_at, routing_arguments, slots_of_experts
 from .decode_stream import (
     CHUNK_COLUMNS,
     fill_ring,
@@ -21,7 +22,7 @@ from .decode_stream import (
     thread_numbers,
     threads_layout,
 )
-from .decode_units import BESIDE_L1, expert_of, own_costly_units, own_units
+from .decode_units import BESIDE_L1, expert_of, own_costly_units, own_units, run_of
 from .decode_x import address_of, allocate_x, gather_x
 from .dependents import follow
 from .product_params import OPTIONAL, absent
@@ -32,6 +33,8 @@ from .template import Params, Template
 @gluon.jit
 def decode_down_kernel(
     x,
+    logits,
+    num_tokens,
     x_scales,
     sorted_ids,
     expert_ids,
@@ -55,15 +58,20 @@ def decode_down_kernel(
     RING: gl.constexpr,
     PROGRAMS: gl.constexpr,
     EARLY: gl.constexpr,
+    EXPERTS: gl.constexpr,
     TARGET: gl.constexpr,
 ):
     COLUMNS: gl.constexpr = SPAN * CHUNKS * CHUNK_COLUMNS
     ROW: gl.constexpr = INTERMEDIATE // 2 if X == F4 else INTERMEDIATE
-    # Which weights to read is known before the rows are: the list is old then, though not to this SM's L1.
+    # Which weights to read is known before the rows are: the list is old then, though not to this SM's L1; or the
+    # logits are.
     cache: gl.constexpr = BESIDE_L1 if EARLY else ""
     if not EARLY:
         follow(TARGET)
-    if BLOCK == OCTET:
+    if logits is not None:
+        blocks = blocks_of(slots_of_experts(logits, num_tokens, M, EXPERTS, TOPK, cache))
+        first, last = run_of(count_of(blocks) * (SPLITS * TILES), gl.program_id(0), PROGRAMS)
+    elif BLOCK == OCTET:
         first, last = own_units(num_valid, gl.program_id(0), BLOCK, SPLITS * TILES, PROGRAMS, cache)
     else:
         first, last = own_costly_units(
@@ -75,8 +83,13 @@ def decode_down_kernel(
         return
     shared = allocate_x(COLUMNS, BLOCK)
     x_address = address_of(shared)
-    next_expert = expert_of(expert_ids, first + 1, last, SPLITS * TILES, cache)
-    record = first_record(expert_of(expert_ids, first, last, SPLITS * TILES, cache), first, last, TILES, SPLITS, SPAN)
+    if logits is not None:
+        own_expert = expert_at(blocks, first // (SPLITS * TILES))
+        next_expert = expert_at(blocks, gl.minimum(first + 1, last - 1) // (SPLITS * TILES))
+    else:
+        next_expert = expert_of(expert_ids, first + 1, last, SPLITS * TILES, cache)
+        own_expert = expert_of(expert_ids, first, last, SPLITS * TILES, cache)
+    record = first_record(own_expert, first, last, TILES, SPLITS, SPAN)
     ring = fill_ring(weight, record, CHUNKS, RING)
     if EARLY:
         follow(TARGET)
@@ -143,13 +156,14 @@ def store_pair(out, value, value_8, entry, output, HIDDEN: gl.constexpr, TOPK: g
 
 def arguments(params: Params) -> list[tuple[str, str]]:
     """Operands of docs/program.md; x is dense."""
-    return [x_argument(params), *decode_arguments(params), ("out", "*fp32")]
+    return [x_argument(params), *routing_arguments(params), *decode_arguments(params), ("out", "*fp32")]
 
 
 def constants(params: Params) -> dict[str, Any]:
     stream, splits = Stream(params["hidden"], params["intermediate"], params["num_warps"]), params["splits"]
     return {
-        **absent(OPTIONAL, arguments(params)),
+        **absent((*ROUTING, *OPTIONAL), arguments(params)),
+        "EXPERTS": params["experts"],
         **decode_constants(params, stream, splits),
         "SPLITS": splits,
         "SPAN": stream.records // splits,

@@ -94,7 +94,7 @@ def decode_gate_up_kernel(
         later_expert = expert_of(expert_ids, unit + 2, last, TILES)  # so early that nobody waits for it
 
         # What the end needs is asked for before the product.
-        output = _own_output(unit, TILES)
+        output = own_output(unit, TILES)
         present = output < INTERMEDIATE
         entries = own_tokens(sorted_ids, block, BLOCK)
         if bias is not None:
@@ -102,24 +102,49 @@ def decode_gate_up_kernel(
             biases = bias + expert.to(gl.int64) * (2 * INTERMEDIATE) + output
             gate_bias = gl.load(biases, mask=present, other=0.0)
             up_bias = gl.load(biases + INTERMEDIATE, mask=present, other=0.0)
-        if sorted_weights is not None:
-            shares = own_tokens(sorted_weights, block, BLOCK)
+        else:
+            gate_bias, up_bias = None, None
+        shares = None if sorted_weights is None else own_tokens(sorted_weights, block, BLOCK)
 
         sums, ring = multiply_unit(ring, weight, record, following, x_address, is_short, BLOCK, RECORDS, CHUNKS, RING)
-        output = _own_output(unit, TILES)
-        for token in gl.static_range(2 * (BLOCK // OCTET)):
-            gate, up = sums[token // 2 * 4 + token % 2] * SUM_SCALE, sums[token // 2 * 4 + token % 2 + 2] * SUM_SCALE
-            if sorted_weights is not None:
-                gate, up = gate * shares[token], up * shares[token]
-            if bias is not None:
-                gate, up = gate + gate_bias, up + up_bias
-            store_gated(h, gated(gate, up, ACTIVATION, ALPHA, LIMIT), entries[token], output, INTERMEDIATE, TOPK)
+        store_unit(
+            h, sums, gate_bias, up_bias, shares, entries, unit,
+            BLOCK, INTERMEDIATE, TOPK, TILES, ACTIVATION, ALPHA, LIMIT,
+        )  # fmt: skip
         record, next_expert = following, later_expert
     shared._keep_alive()
 
 
 @gluon.jit
-def _own_output(unit, TILES: gl.constexpr):
+def store_unit(
+    h,
+    sums,
+    gate_bias,
+    up_bias,
+    shares,
+    entries,
+    unit,
+    BLOCK: gl.constexpr,
+    INTERMEDIATE: gl.constexpr,
+    TOPK: gl.constexpr,
+    TILES: gl.constexpr,
+    ACTIVATION: gl.constexpr,
+    ALPHA: gl.constexpr,
+    LIMIT: gl.constexpr,
+):
+    """The activation of a unit's finished sums to the rows that `entries` of sorted_ids name."""
+    output = own_output(unit, TILES)
+    for token in gl.static_range(2 * (BLOCK // OCTET)):
+        gate, up = sums[token // 2 * 4 + token % 2] * SUM_SCALE, sums[token // 2 * 4 + token % 2 + 2] * SUM_SCALE
+        if shares is not None:
+            gate, up = gate * shares[token], up * shares[token]
+        if gate_bias is not None:
+            gate, up = gate + gate_bias, up + up_bias
+        store_gated(h, gated(gate, up, ACTIVATION, ALPHA, LIMIT), entries[token], output, INTERMEDIATE, TOPK)
+
+
+@gluon.jit
+def own_output(unit, TILES: gl.constexpr):
     """The output whose gate and up this thread has. Made anew after the product: a register less during it."""
     thread = thread_numbers(threads_layout(gl.num_warps()))
     return unit % TILES * (8 * gl.num_warps()) + thread // 32 * 8 + thread % 32 // 4

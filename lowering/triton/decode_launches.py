@@ -9,10 +9,20 @@ from torch_mlir import ir
 
 from moeloom.dialects import moe
 from moeloom.lowering import sizes
-from moeloom.lowering.function import FunctionLowering
-from moeloom.lowering.operands import Params, activation, element, layout, require_mx_codes, rows_of_stage, sorted_list
+from moeloom.lowering.function import FunctionLowering, Results
+from moeloom.lowering.operands import (
+    Params,
+    activation,
+    element,
+    layout,
+    require_mx_codes,
+    route_operands,
+    rows_of_stage,
+    sorted_list,
+)
 from moeloom.lowering.packing import STREAM_WARPS
-from moeloom.lowering.triton.architecture import SIMDS, Architecture
+from moeloom.lowering.triton.architecture import KIB, SIMDS, Architecture
+from moeloom.lowering.triton.decode_chunk import OCTET
 from moeloom.passes.base import PassError
 from moeloom.runtime.stream import MfmaStream, Stream
 
@@ -24,6 +34,10 @@ SPLITS = (3, 2, 1)
 """Parts of K of down, the most that the stream allows: three keep the GPU busy for one token."""
 QUANTISE = "moe.quantise"
 """An attribute of a product: the scale mode of the MXFP4 that its x is rounded to on the way."""
+ROUTED_TOKENS = 4
+"""The most tokens that decode kernels route themselves. With a block's 8 rows the launch apart is as fast."""
+ROUTED_SHARED = 16 * KIB
+"""Bytes of shared memory that it may take for that: tables, and what warps exchange."""
 BYTES_A_VALUE = 2
 """Shared memory of a product for sm_90: x in bf16."""
 
@@ -40,32 +54,101 @@ def decodes(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp) -> bool:
     return lower.layout != "stream" or _programs_by_shared(lower, op) > 0
 
 
-def decode_gate_up(lower: FunctionLowering, op: moe.GateUpOp) -> list[ir.Value]:
-    hidden, rows = moe.size(op.x, -1), moe.size(op.out, -1)
-    params: Params = {
-        "hidden": hidden,
-        "intermediate": rows,
-        **_decode(lower, op, "gate_up"),
-        **activation(op),
-        **_early(lower, op),
-    }
-    operands = [*activations(op), *sorted_list(op), *lower.expert_weight(op, f"gate_up_{op.gate_up_order.value}")]
-    result = (op.out.type, (rows_of_stage(2, op.topk.value), rows))
-    return lower.launch(_template(lower, "gate_up"), params, operands, [result], [params["programs"]], strided=[0])
+def decode_gate_up(lower: FunctionLowering, op: moe.GateUpOp, listed: list[ir.Value] | None = None) -> list[ir.Value]:
+    """`listed`: the sorted list in place of the op's operands, as `sorted_list` gives them."""
+    params: Params = {**_gate_up(lower, op), **_early(lower, op)}
+    listed = sorted_list(op) if listed is None else listed
+    operands = [*activations(op), *listed, *_gate_up_weights(lower, op)]
+    kernel, programs = _template(lower, "gate_up"), params["programs"]
+    return lower.launch(kernel, params, operands, [gate_up_result(op)], [programs], strided=[0])
+
+
+def _gate_up(lower: FunctionLowering, op: moe.GateUpOp) -> Params:
+    sizes = {"hidden": moe.size(op.x, -1), "intermediate": moe.size(op.out, -1)}
+    return {**sizes, **_decode(lower, op, "gate_up"), **activation(op)}
+
+
+def _gate_up_weights(lower: FunctionLowering, op: moe.GateUpOp) -> list[ir.Value]:
+    return lower.expert_weight(op, f"gate_up_{op.gate_up_order.value}")
+
+
+def gate_up_result(op: moe.GateUpOp) -> tuple[ir.Type, tuple[sizes.Expr, ...]]:
+    """Type and shape of h."""
+    return op.out.type, (rows_of_stage(2, op.topk.value), moe.size(op.out, -1))
+
+
+def product_to_join(lower: FunctionLowering, op: moe.RouteOp, sort: moe.SortTokensOp) -> moe.GateUpOp | None:
+    """The gate_up that `decode_routed_gate_up` computes with its routing and token sort, for few tokens on sm_90.
+
+    It reads the caller's bf16, which is old behind the launch that makes the logits, and the whole list; the router
+    chooses by logits alone; and an SM holds as many programs with the tables of the routing in shared memory too.
+    """
+    products = [use.owner.opview for use in sort.sorted_ids.uses if isinstance(use.owner.opview, moe.GateUpOp)]
+    if lower.layout != "stream" or len(products) != 1 or op.correction_bias is not None or op.groups.value != 1:
+        return None
+    (product,) = products
+    joins = (
+        not isinstance(op.logits.owner, ir.Block)
+        and op.logits.owner.name in ("kernel.alternatives", "kernel.launch")
+        and product.operation.block == op.operation.block
+        and product.block.value == OCTET.value
+        and element(product.x) == "bf16"
+        and isinstance(product.x.owner, ir.Block)
+        and product.sorted_weights is None
+        and decodes(lower, product)
+    )
+    if not joins:
+        return None
+    maxnreg = lower.target.tile("decode_gate_up", block=OCTET.value, quantised=False)["maxnreg"]
+    alone, routed = (_resident(lower, product, maxnreg, STREAM_WARPS["gate_up"], more) for more in (0, ROUTED_SHARED))
+    return product if alone == routed else None
+
+
+def routed_gate_up(
+    lower: FunctionLowering, op: moe.RouteOp, product: moe.GateUpOp, counted: bool, results: Results
+) -> list[ir.Value]:
+    """Weights, ids, the sorted list and h in one launch. `counted`: the list is of num_tokens tokens, else of M."""
+    params, routing = route_operands(op)
+    for unused in ("has_bias", "groups", "top_groups"):
+        del params[unused]
+    params |= {**_gate_up(lower, product), "counted": counted}
+    operands = [product.x, *routing, *_gate_up_weights(lower, product)]
+    lower.op = product.operation.name
+    return lower.launch("decode_routed_gate_up", params, operands, results, [params["programs"]], strided=[0])
 
 
 def decode_down(lower: FunctionLowering, op: moe.DownOp) -> list[ir.Value]:
     hidden, columns = moe.size(op.out, -1), moe.size(op.x, -1)
     splits = _splits(lower, op)
-    params: Params = {
-        "hidden": hidden,
-        "intermediate": columns,
-        "splits": splits,
-        **_decode(lower, op, "down"),
-        **_early(lower, op),
+    sizes: Params = {"hidden": hidden, "intermediate": columns, "splits": splits, **_decode(lower, op, "down")}
+    x, listed, weights = activations(op), sorted_list(op), lower.expert_weight(op, "plain")
+    made = partial(op, splits)
+
+    def launched(own: Params, routing: list[ir.Value]) -> list[ir.Value]:
+        operands = [*x[:1], *routing, *x[1:], *listed, *weights]
+        return lower.launch(_template(lower, "down"), {**sizes, **own}, operands, [made], [sizes["programs"]])
+
+    if lower.layout != "stream":
+        return launched({}, [])
+    by_list: Params = {"routes": "none", "experts": 0, "has_num_tokens": False}
+    routed = next((each for each in lower.routed if each.sorted_ids == op.sorted_ids), None)
+    if routed is None:
+        return launched({**by_list, **_early(lower, op)}, [])
+    # The list is the launch before's, for few tokens, but the logits are older; for more tokens the list is, too.
+    count = [] if routed.num_tokens is None else [routed.num_tokens]
+    by_logits: Params = {
+        "routes": element(routed.logits),
+        "experts": moe.size(routed.logits, -1),
+        "has_num_tokens": bool(count),
+        "early": True,
     }
-    operands = [*activations(op), *sorted_list(op), *lower.expert_weight(op, "plain")]
-    return lower.launch(_template(lower, "down"), params, operands, [partial(op, splits)], [params["programs"]])
+    limit = min(lower.target.route_sort_tokens, ROUTED_TOKENS)
+    why = f"down finds its weights by the logits up to {limit} tokens on {lower.target.name}"
+    builds = (
+        lambda: launched(by_logits, [routed.logits, *count]),
+        lambda: launched({**by_list, "early": True}, []),
+    )
+    return lower.alternatives("routing", limit, why, [made[0]], builds)
 
 
 def _splits(lower: FunctionLowering, op: moe.DownOp) -> int:
@@ -140,12 +223,13 @@ def _follows(value: ir.Value, sort: ir.Operation) -> bool:
     return any(each.owner.operation == sort.operation or _follows(each, sort) for each in reads)
 
 
-def _programs_by_shared(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp) -> int:
-    """How many programs of sm_90's decode kernel an SM holds by their shared memory: a block's x, or a part of it."""
+def _programs_by_shared(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp, more: int = 0) -> int:
+    """How many programs of sm_90's decode kernel an SM holds by their shared memory: a block's x, or a part of it, and
+    `more` bytes."""
     assert lower.target.architecture is not None
     splits, product = (_splits(lower, op), "down") if isinstance(op, moe.DownOp) else (1, "gate_up")
     columns = Stream(1, moe.size(op.x, -1), STREAM_WARPS[product]).padded_columns // splits
-    return lower.target.architecture.resident(BYTES_A_VALUE * op.block.value * columns)
+    return lower.target.architecture.resident(BYTES_A_VALUE * op.block.value * columns + more)
 
 
 def _programs(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp, tile: Mapping[str, int], product: str) -> Params:
@@ -155,8 +239,15 @@ def _programs(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp, tile: Mapp
     if lower.layout == "mfma_stream":
         return {"programs": architecture.processors * SIMDS * tile["waves"], "num_warps": 1}
     warps = STREAM_WARPS[product]
-    resident = min(programs_by_registers(architecture, tile["maxnreg"], warps), _programs_by_shared(lower, op))
+    resident = _resident(lower, op, tile["maxnreg"], warps)
     return {"programs": architecture.processors * resident, "num_warps": warps}
+
+
+def _resident(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp, maxnreg: int, warps: int, more: int = 0) -> int:
+    """Programs of sm_90's decode kernel on an SM, each of which takes `more` bytes of shared memory than its x does."""
+    assert lower.target.architecture is not None
+    by_registers = programs_by_registers(lower.target.architecture, maxnreg, warps)
+    return min(by_registers, _programs_by_shared(lower, op, more))
 
 
 def programs_by_registers(architecture: Architecture, maxnreg: int, warps: int) -> int:

@@ -29,7 +29,12 @@ def own_units(
     CACHE: gl.constexpr = "",
 ):
     """The first unit of the program numbered `program` and the one behind its last. CACHE: how memory is read."""
-    units = gl.load(num_valid, cache_modifier=CACHE) // BLOCK * PER_BLOCK
+    return run_of(gl.load(num_valid, cache_modifier=CACHE) // BLOCK * PER_BLOCK, program, PROGRAMS)
+
+
+@gluon.jit
+def run_of(units, program, PROGRAMS: gl.constexpr):
+    """The first of `units` of the program numbered `program` and the one behind its last."""
     share, rest = units // PROGRAMS, units % PROGRAMS
     first = program * share + gl.minimum(program, rest)
     return first, first + share + (program < rest).to(gl.int32)

@@ -90,7 +90,7 @@ def gather_x(
         _gather_codes(place, rows, live, x_scales, sorted_row, first, column, step, COLUMNS, PADDED, layout, LAYOUT)
     elif octets > 1:
         gl.barrier()
-        _gather_rows(place, rows, live, first, column, OCTET, step, COLUMNS, PADDED, layout, QUANTISE)
+        _gather_rows(place, rows, live, first, column, OCTET, step, COLUMNS, PADDED, layout, QUANTISE, "")
     else:
         # With few tokens most blocks have one row: then all threads move it, a piece each.
         alone = gl.load(sorted_ids + block * BLOCK + 1).to(gl.uint32, bitcast=True) >> 24 == TOPK
@@ -98,16 +98,54 @@ def gather_x(
         token = (entry & 0xFFFFFF).to(gl.int64)
         row = token if STAGE == 1 else token * TOPK + (entry.to(gl.uint32, bitcast=True) >> 24).to(gl.int64)
         gl.barrier()
-        if alone:
-            column = thread * PIECE
-            rows = x + row * x_stride + gl.zeros_like(column).to(gl.int64)
-            place = address + column * COLUMN_BYTES
-            wide: gl.constexpr = 32 * gl.num_warps() * PIECE
-            _clear_others(address, thread, PADDED)
-            _gather_rows(place, rows, column >= 0, first, column, 1, wide, COLUMNS, PADDED, layout, QUANTISE)
-        else:
-            _gather_rows(place, rows, live, first, column, OCTET, step, COLUMNS, PADDED, layout, QUANTISE)
+        only = x + row * x_stride
+        _gather_octet(address, place, only, rows, alone, live, first, column, COLUMNS, PADDED, layout, QUANTISE, "")
     gl.barrier()
+
+
+@gluon.jit
+def gather_tokens(
+    address, x, x_stride, M, COLUMNS: gl.constexpr, PADDED: gl.constexpr, QUANTISE: gl.constexpr, CACHE: gl.constexpr
+):
+    """Put rows 0 to M - 1 of bf16 x at `address`, up to OCTET of them: an octet as `gather_x` puts it, for the first
+    time. Others wait for a barrier. CACHE: how memory is read."""
+    layout: gl.constexpr = pieces_layout(gl.num_warps(), PIECE)
+    thread = thread_numbers(gl.SliceLayout(1, layout))
+    own = thread % OCTET
+    column = (thread // 32 * WARP_PIECES + thread % 32 // OCTET) * PIECE
+    place = address + column * COLUMN_BYTES + own * PIECE_BYTES
+    rows = x + own.to(gl.int64) * x_stride
+    _gather_octet(address, place, x, rows, M == 1, own < M, 0, column, COLUMNS, PADDED, layout, QUANTISE, CACHE)
+
+
+@gluon.jit
+def _gather_octet(
+    address,
+    place,
+    only,
+    rows,
+    alone,
+    live,
+    first,
+    column,
+    COLUMNS: gl.constexpr,
+    PADDED: gl.constexpr,
+    layout: gl.constexpr,
+    QUANTISE: gl.constexpr,
+    CACHE: gl.constexpr,
+):
+    """An octet: the row at `only` where it is `alone`, else the `live` of each thread's `rows`, from `column` on."""
+    thread = thread_numbers(gl.SliceLayout(1, layout))
+    step: gl.constexpr = thread.shape[0] // OCTET * PIECE
+    if alone:
+        column = thread * PIECE
+        rows = only + gl.zeros_like(column).to(gl.int64)
+        place = address + column * COLUMN_BYTES
+        wide: gl.constexpr = 32 * gl.num_warps() * PIECE
+        _clear_others(address, thread, PADDED)
+        _gather_rows(place, rows, column >= 0, first, column, 1, wide, COLUMNS, PADDED, layout, QUANTISE, CACHE)
+    else:
+        _gather_rows(place, rows, live, first, column, OCTET, step, COLUMNS, PADDED, layout, QUANTISE, CACHE)
 
 
 @gluon.jit
@@ -131,11 +169,12 @@ def _steps_together(columns, step):
 
 
 @gluon.jit
-def _piece(rows, live, column, COLUMNS: gl.constexpr, layout: gl.constexpr):
+def _piece(rows, live, column, COLUMNS: gl.constexpr, layout: gl.constexpr, CACHE: gl.constexpr):
     """i16 [threads, 8]; zeros past COLUMNS, which are whole pieces: a multiple of 32."""
     places = column[:, None] + gl.arange(0, PIECE, gl.SliceLayout(0, layout))[None, :]
     inside = live & (column < COLUMNS)
-    return gl.load(rows[:, None] + places, mask=inside[:, None], other=0.0).to(gl.int16, bitcast=True)
+    piece = gl.load(rows[:, None] + places, mask=inside[:, None], other=0.0, cache_modifier=CACHE)
+    return piece.to(gl.int16, bitcast=True)
 
 
 @gluon.jit
@@ -151,14 +190,15 @@ def _gather_rows(
     PADDED: gl.constexpr,
     layout: gl.constexpr,
     QUANTISE: gl.constexpr,
+    CACHE: gl.constexpr,
 ):
     """Eight elements of each thread's `rows` a step. APART: lanes between neighbouring pieces of a group."""
     together: gl.constexpr = _steps_together(PADDED, STEP)
     for start in range(0, PADDED, together * STEP):
         column = start + own_column
-        pieces = (_piece(rows, live, first + column, COLUMNS, layout),)
+        pieces = (_piece(rows, live, first + column, COLUMNS, layout, CACHE),)
         for number in gl.static_range(1, together):
-            pieces = pushed(pieces, _piece(rows, live, first + column + number * STEP, COLUMNS, layout))
+            pieces = pushed(pieces, _piece(rows, live, first + column + number * STEP, COLUMNS, layout, CACHE))
         for number in gl.static_range(together):
             there = place + (start + number * STEP) * COLUMN_BYTES
             if QUANTISE == "none":

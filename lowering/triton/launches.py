@@ -125,6 +125,9 @@ def _quant_sort(lower: FunctionLowering, op: moe.QuantSortOp) -> list[ir.Value]:
 
 
 def _gate_up(lower: FunctionLowering, op: moe.GateUpOp) -> list[ir.Value]:
+    made = next((results for joined, results in lower.made if joined == op.operation), None)
+    if made is not None:
+        return made
     if decodes(lower, op):
         return decode_gate_up(lower, op)
     if lower.layout == "stream":

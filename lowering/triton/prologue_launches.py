@@ -6,18 +6,53 @@ from torch_mlir import ir
 
 from moeloom.dialects import moe
 from moeloom.lowering import sizes
-from moeloom.lowering.function import FunctionLowering, Results
+from moeloom.lowering.function import FunctionLowering, Results, Routed
 from moeloom.lowering.operands import Params, SortSizes, mark_sort, route_operands, sort_params, sort_results
+from moeloom.lowering.triton.decode_launches import (
+    ROUTED_TOKENS,
+    decode_gate_up,
+    gate_up_result,
+    product_to_join,
+    routed_gate_up,
+)
 
 
 def lower_route(lower: FunctionLowering, op: moe.RouteOp) -> list[ir.Value]:
-    """Routing; for few tokens together with the token sort that reads it."""
+    """Routing; for few tokens together with the token sort that reads it, and with gate_up where that can be."""
     sort = _sort_to_join(lower, op)
     if sort is None:
         return _route(lower, op)
     own, lists = _lists(lower, sort)
+    product = None if own["has_slot_rows"] else product_to_join(lower, op, sort)
     shape = (sizes.tokens(), op.topk.value)
     results: Results = [(op.weights.type, shape), (op.ids.type, shape), *lists]
+    if product is None:
+        made = _route_and_sort(lower, op, sort, own, lists, results)
+    else:
+        makes = [*results, gate_up_result(product)]
+        limit = min(lower.target.route_sort_tokens, ROUTED_TOKENS)
+
+        def joined() -> list[ir.Value]:
+            return _marked(routed_gate_up(lower, op, product, own["has_num_tokens"], makes), sort)
+
+        def apart() -> list[ir.Value]:
+            made = _route_and_sort(lower, op, sort, own, lists, results)
+            lower.op = product.operation.name
+            sorted_ids, _, expert_ids, num_valid = made[2:]
+            return [*made, *decode_gate_up(lower, product, [sorted_ids, expert_ids, num_valid])]
+
+        why = f"routing, token sort and gate_up in one launch up to {limit} tokens on {lower.target.name}"
+        made = _marked(lower.alternatives("routing", limit, why, [kind for kind, _ in makes], (joined, apart)), sort)
+        lower.made.append((product.operation, made[-1:]))
+        lower.routed.append(Routed(made[2], op.logits, op.num_tokens))
+    lower.made.append((sort.operation, made[2:]))
+    return made[:2]
+
+
+def _route_and_sort(
+    lower: FunctionLowering, op: moe.RouteOp, sort: moe.SortTokensOp, own: Params, lists: Results, results: Results
+) -> list[ir.Value]:
+    """Weights, ids and lists by one launch, or by several. `own`: the sort's params; `results` end in `lists`."""
     limit = lower.target.route_sort_tokens
 
     def joined() -> list[ir.Value]:
@@ -33,9 +68,7 @@ def lower_route(lower: FunctionLowering, op: moe.RouteOp) -> list[ir.Value]:
         return [weights, ids, *_sort(lower, sort, [ids, weights, *list(sort.operands)[2:]], own, lists)]
 
     why = f"routing and token sort in one launch up to {limit} tokens on {lower.target.name}"
-    made = _marked(lower.alternatives("prologue", limit, why, [kind for kind, _ in results], (joined, apart)), sort)
-    lower.made.append((sort.operation, made[2:]))
-    return made[:2]
+    return _marked(lower.alternatives("prologue", limit, why, [kind for kind, _ in results], (joined, apart)), sort)
 
 
 def _sort_to_join(lower: FunctionLowering, op: moe.RouteOp) -> moe.SortTokensOp | None:

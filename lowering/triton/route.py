@@ -14,7 +14,7 @@ from .dependents import follow
 from .live_slots import live_tokens
 from .template import POINTERS, Params, Template
 
-_LARGEST, _TAKEN = tl.constexpr(0x7FFFFFFF), tl.constexpr(-0x80000000)
+_LARGEST, TAKEN = tl.constexpr(0x7FFFFFFF), tl.constexpr(-0x80000000)
 _INF_BITS = tl.constexpr(0x7F800000)
 _SMALLEST_NORMAL = tl.constexpr(2.0**-126)
 
@@ -41,8 +41,8 @@ def _exp(x):
 
 
 @triton.jit
-def _order(x):
-    """i32 that order as the f32 `x` do: -0 equals 0, NaN is the largest, none is `_TAKEN`."""
+def order(x):
+    """i32 that order as the f32 `x` do: -0 equals 0, NaN is the largest, none is `TAKEN`."""
     bits = x.to(tl.int32, bitcast=True)
     magnitude = bits & _LARGEST
     return tl.where(magnitude > _INF_BITS, _LARGEST, tl.where(bits < 0, -magnitude, magnitude))
@@ -50,16 +50,16 @@ def _order(x):
 
 @triton.jit
 def _value(key):
-    """The f32 of a key that `_order` made."""
-    return tl.where(key < 0, -key | _TAKEN, key).to(tl.float32, bitcast=True)
+    """The f32 of a key that `order` made."""
+    return tl.where(key < 0, -key | TAKEN, key).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def _take_largest(keys, columns):
+def take_largest(keys, columns):
     """The column of each row's largest key, the lowest of equals, and the keys with that one marked as taken."""
     largest = tl.max(keys, 1)
     winner = tl.min(tl.where(keys == largest[:, None], columns[None, :], _LARGEST), 1)
-    return winner, tl.where(columns[None, :] == winner[:, None], _TAKEN, keys)
+    return winner, tl.where(columns[None, :] == winner[:, None], TAKEN, keys)
 
 
 @triton.jit
@@ -84,7 +84,7 @@ def _best_two(members):
     first = tl.max(members, 2)
     member = tl.arange(0, members.shape[2])[None, None, :]
     at = tl.min(tl.where(members == first[:, :, None], member, _LARGEST), 2)
-    return _value(first) + _value(tl.max(tl.where(member == at[:, :, None], _TAKEN, members), 2))
+    return _value(first) + _value(tl.max(tl.where(member == at[:, :, None], TAKEN, members), 2))
 
 
 @triton.jit
@@ -92,10 +92,16 @@ def _outside_top_groups(members, GROUPS: tl.constexpr, GROUP_SIZE: tl.constexpr,
     """Which of the keys [rows, groups, size] are not in the groups with the largest sums of their two best."""
     best = _best_two(members) if GROUP_SIZE > 1 else _value(tl.max(members, 2))
     group = tl.arange(0, members.shape[1])
-    left = tl.where(group[None, :] < GROUPS, _order(best), _TAKEN)
+    left = tl.where(group[None, :] < GROUPS, order(best), TAKEN)
     for _ in tl.static_range(TOP_GROUPS):
-        _, left = _take_largest(left, group)
-    return tl.broadcast_to((left != _TAKEN)[:, :, None], members.shape)
+        _, left = take_largest(left, group)
+    return tl.broadcast_to((left != TAKEN)[:, :, None], members.shape)
+
+
+@triton.constexpr_function
+def columns_of(experts, groups):
+    """Columns of a tile of logits: groups, and the experts of each, padded to a power of two."""
+    return triton.next_power_of_2(groups) * triton.next_power_of_2(experts // groups)
 
 
 @triton.jit
@@ -104,6 +110,8 @@ def routed(
     stride,
     correction_bias,
     token,
+    column,
+    slot,
     M,
     EXPERTS: tl.constexpr,
     TOPK: tl.constexpr,
@@ -112,20 +120,24 @@ def routed(
     SCALE: tl.constexpr,
     GROUPS: tl.constexpr,
     TOP_GROUPS: tl.constexpr,
+    TOTAL_OF: tl.constexpr = total_of,
 ):
     """Experts i32 and weights f32 of tokens `token`, [rows, k padded to a power of two]. What a combination of options
-    does not use, the compiler drops."""
+    does not use, the compiler drops. `column` and `slot` number a tile's columns (`columns_of`) and padded slots.
+
+    Gluon kernels call it too: all but `token`, `column` and `slot` has their layouts, and TOTAL_OF is `total_of` with
+    the layout that its operand has.
+    """
     ROWS: tl.constexpr = token.shape[0]
     GROUP_SIZE: tl.constexpr = EXPERTS // GROUPS
     groups: tl.constexpr = triton.next_power_of_2(GROUPS)
     size: tl.constexpr = triton.next_power_of_2(GROUP_SIZE)
     row = logits + tl.minimum(token, M - 1).to(tl.int64)[:, None] * stride
-    column = tl.arange(0, groups * size)
     expert = column // size * GROUP_SIZE + column % size
     exists = (column // size < GROUPS) & (column % size < GROUP_SIZE)
     x = tl.load(row + expert[None, :], mask=exists[None, :], other=float("-inf")).to(tl.float32)
     largest = tl.max(x, 1)[:, None]
-    total = total_of(_exp(x - largest))
+    total = TOTAL_OF(_exp(x - largest))
 
     # Without a bias the order of the scores is that of the logits, which rounding cannot disturb.
     choice = x
@@ -133,16 +145,16 @@ def routed(
     if correction_bias is not None:
         choice = members + tl.load(correction_bias + expert, mask=exists, other=0.0)[None, :]
         members = choice
-    keys = tl.where(exists[None, :], _order(choice), _TAKEN)
+    keys = tl.where(exists[None, :], order(choice), TAKEN)
     if GROUPS > 1:
-        grouped = tl.where(exists[None, :], _order(members), _TAKEN).reshape([ROWS, groups, size])
+        grouped = tl.where(exists[None, :], order(members), TAKEN).reshape([ROWS, groups, size])
         outside = _outside_top_groups(grouped, GROUPS, GROUP_SIZE, TOP_GROUPS).reshape(keys.shape)
         keys = tl.where(outside & exists[None, :], -_INF_BITS, keys)
 
-    slot = tl.arange(0, triton.next_power_of_2(TOPK))[None, :]
-    chosen = tl.zeros([ROWS, slot.shape[1]], tl.int32)
+    slot = slot[None, :]
+    chosen = token[:, None] * 0 + slot * 0
     for s in range(TOPK):
-        winner, keys = _take_largest(keys, column)
+        winner, keys = take_largest(keys, column)
         chosen = tl.where(slot == s, winner[:, None], chosen)
     chosen = chosen // size * GROUP_SIZE + chosen % size
 
@@ -150,18 +162,18 @@ def routed(
     x = tl.load(row + chosen, mask=used, other=float("-inf")).to(tl.float32)
     if SCORE == "softmax_after_topk":
         largest = tl.max(x, 1)[:, None]
-        total = total_of(_exp(x - largest))
+        total = TOTAL_OF(_exp(x - largest))
     weight = tl.where(used, _score(x, largest, total, SCORE), 0.0)
     if RENORMALISE:
-        total = total_of(weight)
+        total = TOTAL_OF(weight)
         weight = tl.div_rn(weight, tl.where(total < _SMALLEST_NORMAL, _SMALLEST_NORMAL, total))
     return chosen, weight * SCALE
 
 
 @triton.jit
-def store_routing(weights, ids, token, chosen, weight, live, M, TOPK: tl.constexpr):
+def store_routing(weights, ids, token, slot, chosen, weight, live, M, TOPK: tl.constexpr):
     """What `routed` gave of tokens `token`; id -1 and weight 0 from `live` on."""
-    slot = tl.arange(0, chosen.shape[1])[None, :]
+    slot = slot[None, :]
     out = token.to(tl.int64)[:, None] * TOPK + slot
     is_live = (token < live)[:, None]
     written = (token < M)[:, None] & (slot < TOPK)
@@ -191,11 +203,12 @@ def route_kernel(
     """A tile is ROWS tokens."""
     follow(TARGET)
     token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column, slot = tl.arange(0, columns_of(EXPERTS, GROUPS)), tl.arange(0, triton.next_power_of_2(TOPK))
     chosen, weight = routed(
-        logits, stride, correction_bias, token, M,
+        logits, stride, correction_bias, token, column, slot, M,
         EXPERTS, TOPK, SCORE, RENORMALISE, SCALE, GROUPS, TOP_GROUPS,
     )  # fmt: skip
-    store_routing(weights, ids, token, chosen, weight, live_tokens(num_tokens, M), M, TOPK)
+    store_routing(weights, ids, token, slot, chosen, weight, live_tokens(num_tokens, M), M, TOPK)
 
 
 ROUTED = [("weights", "*fp32"), ("ids", "*i32")]

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from .dependents import follow
 from .live_slots import live_tokens
-from .route import ROUTED, routed, router_arguments, router_constants, store_routing
+from .route import ROUTED, columns_of, routed, router_arguments, router_constants, store_routing
 from .sort_tokens import first_row, lists, write_blocks, write_num_valid, write_rowless, write_slots
 from .template import Params, Template
 
@@ -41,12 +41,13 @@ def _slots_of(
     Tokens from `live` on have no expert.
     """
     rows = first + tl.arange(0, ROWS)
+    column, slot = tl.arange(0, columns_of(EXPERTS, GROUPS)), tl.arange(0, triton.next_power_of_2(TOPK))
     chosen, weight = routed(
-        logits, stride, correction_bias, rows, M,
+        logits, stride, correction_bias, rows, column, slot, M,
         EXPERTS, TOPK, SCORE, RENORMALISE, SCALE, GROUPS, TOP_GROUPS,
     )  # fmt: skip
     if WRITES:
-        store_routing(weights, ids, rows, chosen, weight, live, tl.where(tl.program_id(0) == 0, M, 0), TOPK)
+        store_routing(weights, ids, rows, slot, chosen, weight, live, tl.where(tl.program_id(0) == 0, M, 0), TOPK)
     padded: tl.constexpr = chosen.shape[1]
     i = tl.arange(0, ROWS * padded)
     token, slot = first + i // padded, i % padded
@@ -118,7 +119,9 @@ def route_sort_kernel(
             logits, stride, correction_bias, weights, ids, first, live, M,
             EXPERTS, TOPK, SCORE, RENORMALISE, SCALE, GROUPS, TOP_GROUPS, ROWS, False,
         )  # fmt: skip
-        start = write_slots(sorted_ids, sorted_weights, slot_rows, shares, token, slot, owner == expert, start, end, TOPK)
+        start = write_slots(
+            sorted_ids, sorted_weights, slot_rows, shares, token, slot, owner == expert, start, end, TOPK
+        )
 
 
 def _arguments(params: Params) -> list[tuple[str, str]]:

@@ -226,7 +226,7 @@ def sort_scatter_kernel(
     write_slots(sorted_ids, sorted_weights, slot_rows, shares, token, slot, here, start, end, TOPK)
 
 
-_SORTED = [("sorted_ids", "*i32"), ("sorted_weights", "*fp32"), ("expert_ids", "*i32"), ("num_valid", "*i32")]
+SORTED = [("sorted_ids", "*i32"), ("sorted_weights", "*fp32"), ("expert_ids", "*i32"), ("num_valid", "*i32")]
 _SLOT_ROWS = ("slot_rows", "*i32")
 _SLOTS = [("ids", "*i32"), ("weights", "*fp32")]
 
@@ -237,7 +237,7 @@ def _constants(params: Params) -> dict[str, object]:
 
 def lists(params: Params) -> list[tuple[str, str]]:
     """The results: the sorted list, and where it is asked for the sorted row of each slot, -1 for none (LAST)."""
-    return [*_SORTED, _SLOT_ROWS] if params["has_slot_rows"] else _SORTED
+    return [*SORTED, _SLOT_ROWS] if params["has_slot_rows"] else SORTED
 
 
 def _list_constants(params: Params) -> dict[str, object]:

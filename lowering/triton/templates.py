@@ -7,6 +7,7 @@ from .decode_down import DECODE_DOWN
 from .decode_gate_up import DECODE_GATE_UP
 from .decode_mfma_down import DECODE_MFMA_DOWN
 from .decode_mfma_gate_up import DECODE_MFMA_GATE_UP
+from .decode_routed_gate_up import DECODE_ROUTED_GATE_UP
 from .down import DOWN
 from .expand import EXPAND
 from .gate_up import GATE_UP
@@ -36,6 +37,7 @@ TEMPLATES: dict[str, Template] = {
     "gate_up": GATE_UP,
     "down": DOWN,
     "decode_gate_up": DECODE_GATE_UP,
+    "decode_routed_gate_up": DECODE_ROUTED_GATE_UP,
     "decode_down": DECODE_DOWN,
     "expand": EXPAND,
     "prefill_gate_up": PREFILL_GATE_UP,

@@ -114,7 +114,7 @@ func.func @alternatives_below_zero(%m: index, %x: tensor<?x64xbf16>, %y: tensor<
 // -----
 
 func.func @alternatives_of_another_kind(%m: index, %x: tensor<?x64xbf16>) {
-  // expected-error@below {{'kernel.alternatives' choice is 'layout'; it must be fusion or linear or sort or prologue or tokens}}
+  // expected-error@below {{'kernel.alternatives' choice is 'layout'; it must be fusion or linear or sort or prologue or routing or tokens}}
   %0 = "kernel.alternatives"(%m) ({
     "kernel.yield"(%x) {operandSegmentSizes = array<i32: 1, 0, 0, 0, 0, 0, 0>} : (tensor<?x64xbf16>) -> ()
   }, {

@@ -37,6 +37,8 @@ GPT_OSS = {
     "num_warps": 8,
     "early": False,
     "quantise": "none",
+    "routes": "none",
+    "experts": 0,
 }
 DOWN = GPT_OSS | {"has_weights": True, "num_warps": 4, "programs": 4 * SM, "early": True}
 A4 = {"x": "f4E2M1FN", "layout": "tiled_32x8", "early": True}

@@ -28,6 +28,8 @@ BASE = {
     "programs": 3,
     "early": False,
     "quantise": "none",
+    "routes": "none",
+    "experts": 0,
     "num_warps": WARPS,
 }
 GATE_UP = BASE | {"hidden": 96, "intermediate": 72, "activation": "swiglu", "alpha": 1.702, "limit": 7.0}

@@ -1,0 +1,151 @@
+"""Template `decode_routed_gate_up`: routing, token sort and gate_up in one launch on sm_90, for up to OCTET tokens.
+
+Routers that choose by logits alone are served. The launch before made the logits; x is older, so it is gathered before
+the wait, once: the rows of every block are the tokens, and a token without the block's expert is a column that nobody
+stores. The last program writes the lists that the launches behind read.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from moeloom.lowering.workers import CompileError
+from moeloom.runtime.stream import Stream
+
+from .decode_chunk import OCTET
+from .decode_gate_up import own_output, store_unit
+from .decode_params import decode_constants
+from .decode_routes import (
+    allocate_tables,
+    blocks_of,
+    count_of,
+    expert_at,
+    fill_tables,
+    slots_of_experts,
+    tabled_entries,
+    tabled_expert,
+    write_lists,
+)
+from .decode_stream import CHUNK_COLUMNS, fill_ring, first_record, multiply_unit
+from .decode_units import BESIDE_L1, run_of
+from .decode_x import address_of, allocate_x, gather_tokens
+from .dependents import follow
+from .product_params import absent, activation_constants
+from .route import ROUTED
+from .sort_tokens import SORTED
+from .template import POINTERS, Params, Template
+
+
+@gluon.jit
+def decode_routed_gate_up_kernel(
+    x,
+    x_stride,
+    logits,
+    num_tokens,
+    weight,
+    bias,
+    weights,
+    ids,
+    sorted_ids,
+    sorted_weights,
+    expert_ids,
+    num_valid,
+    h,
+    M,
+    HIDDEN: gl.constexpr,
+    INTERMEDIATE: gl.constexpr,
+    TOPK: gl.constexpr,
+    QUANTISE: gl.constexpr,
+    TILES: gl.constexpr,
+    RECORDS: gl.constexpr,
+    CHUNKS: gl.constexpr,
+    RING: gl.constexpr,
+    PROGRAMS: gl.constexpr,
+    EXPERTS: gl.constexpr,
+    SCORE: gl.constexpr,
+    RENORMALISE: gl.constexpr,
+    SCALE: gl.constexpr,
+    COUNTED: gl.constexpr,
+    ACTIVATION: gl.constexpr,
+    ALPHA: gl.constexpr,
+    LIMIT: gl.constexpr,
+    TARGET: gl.constexpr,
+):
+    COLUMNS: gl.constexpr = RECORDS * CHUNKS * CHUNK_COLUMNS
+    shared = allocate_x(COLUMNS, OCTET)
+    tables = allocate_tables(TOPK)
+    x_address, table = address_of(shared), address_of(tables)
+    gather_tokens(x_address, x, x_stride, M, HIDDEN, COLUMNS, QUANTISE, BESIDE_L1)
+    follow(TARGET)
+    slots = slots_of_experts(logits, num_tokens, M, EXPERTS, TOPK, "")
+    blocks = blocks_of(slots)
+    if gl.program_id(0) == PROGRAMS - 1:
+        write_lists(
+            logits, num_tokens, slots, blocks, weights, ids, sorted_ids, sorted_weights, expert_ids,
+            num_valid, M, EXPERTS, TOPK, SCORE, RENORMALISE, SCALE, COUNTED,
+        )  # fmt: skip
+        return
+    first, last = run_of(count_of(blocks) * TILES, gl.program_id(0), PROGRAMS - 1)
+    if first >= last:
+        return
+    record = first_record(expert_at(blocks, first // TILES), first, last, TILES, 1, RECORDS)
+    ring = fill_ring(weight, record, CHUNKS, RING)
+    fill_tables(table, slots, blocks, TOPK)
+    gl.barrier()
+    for unit in range(first, last):
+        next_expert = tabled_expert(table, gl.minimum(unit + 1, last - 1) // TILES, TOPK)
+        following = first_record(next_expert, unit + 1, last, TILES, 1, RECORDS)
+
+        # What the end needs is asked for before the product.
+        expert = record // (TILES * RECORDS)
+        if bias is not None:
+            output = own_output(unit, TILES)
+            present = output < INTERMEDIATE
+            biases = bias + expert.to(gl.int64) * (2 * INTERMEDIATE) + output
+            gate_bias = gl.load(biases, mask=present, other=0.0)
+            up_bias = gl.load(biases + INTERMEDIATE, mask=present, other=0.0)
+        else:
+            gate_bias, up_bias = None, None
+        sums, ring = multiply_unit(ring, weight, record, following, x_address, False, OCTET, RECORDS, CHUNKS, RING)
+        store_unit(
+            h, sums, gate_bias, up_bias, None, tabled_entries(table, expert, TOPK), unit,
+            OCTET, INTERMEDIATE, TOPK, TILES, ACTIVATION, ALPHA, LIMIT,
+        )  # fmt: skip
+        record = following
+    shared._keep_alive()
+    tables._keep_alive()
+
+
+def arguments(params: Params) -> list[tuple[str, str]]:
+    """Operands of docs/program.md, x with its row stride; then the lists and h."""
+    count = [("num_tokens", "*i32")] if params["has_num_tokens"] else []
+    bias = [("bias", "*fp32")] if params["has_bias"] else []
+    logits = [("logits", POINTERS[params["logits"]])]
+    read = [("x", "*bf16"), ("x_stride", "i64"), *logits, *count, ("weight", "*i32"), *bias]
+    return [*read, *ROUTED, *SORTED, ("h", "*bf16")]
+
+
+def constants(params: Params) -> dict[str, Any]:
+    if params["x"] != "bf16" or params["block"] != OCTET.value:
+        raise CompileError(
+            f"decode_routed_gate_up takes bf16 x in sort blocks of {OCTET.value} rows, not {params['x']} in blocks of "
+            f"{params['block']}: launch route_sort and decode_gate_up"
+        )
+    stream = Stream(2 * params["intermediate"], params["hidden"], params["num_warps"])
+    sizes = decode_constants({**params, "layout": "none", "early": False}, stream, 1)
+    for unused in ("BLOCK", "EARLY", "X", "LAYOUT"):
+        del sizes[unused]
+    names = ("experts", "score", "renormalise", "scale", "counted")
+    return {
+        **absent(("num_tokens", "bias"), arguments(params)),
+        **sizes,
+        **{name.upper(): params[name] for name in names},
+        **activation_constants(params),
+        "RECORDS": stream.records,
+    }
+
+
+DECODE_ROUTED_GATE_UP = Template(decode_routed_gate_up_kernel, arguments, constants)
