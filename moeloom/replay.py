@@ -206,7 +206,7 @@ def slot_rows(lists: Sequence[Tensor], block: int, shape: torch.Size) -> Tensor:
     is_last = torch.ones_like(rows, dtype=torch.bool)
     is_last[:-1] = (rows[1:] < 0) | (experts[1:] != experts[:-1])
     out = torch.full((tokens * topk,), -1, dtype=torch.int32, device=rows.device)
-    out[rows[rows >= 0]] = (place + is_last * LAST_ROW)[rows >= 0]
+    out[rows[rows >= 0]] = (place + is_last.int() * LAST_ROW)[rows >= 0]
     return out.view(shape)
 
 
