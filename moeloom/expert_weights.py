@@ -5,14 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moeloom.replay import Replay, Weight
+from moeloom.replay import TEMPLATES, Replay, Weight
 from moeloom.runtime.executable import Executable
 from moeloom.runtime.program import Launch
 
-EXPERT_TEMPLATES = (
-    *(f"{form}{product}" for form in ("", "decode_", "prefill_") for product in ("gate_up", "down")),
-    "experts_one_stage",
-)
+EXPERT_TEMPLATES = tuple(name for name in TEMPLATES if name.endswith(("gate_up", "down", "one_stage")))
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,12 @@ from moeloom.lowering.operands import (
 )
 from moeloom.lowering.packing import STREAM_WARPS
 from moeloom.lowering.triton.architecture import KIB, SIMDS, Architecture
-from moeloom.lowering.triton.decode_chunk import OCTET
 from moeloom.passes.base import PassError
 from moeloom.runtime.stream import MfmaStream, Stream
 
-DECODE_BLOCKS = {"stream": (8, 16), "mfma_stream": (16,)}
+OCTET = 8
+"""Rows of sm_90's smallest sort block: `decode_chunk.OCTET`, without Triton."""
+DECODE_BLOCKS = {"stream": (OCTET, 2 * OCTET), "mfma_stream": (16,)}
 """Rows of a sort block of the decode kernels, by the layout of weights that they read: the N of their instructions, or
 twice that."""
 TEMPLATE = {"stream": "decode_{}", "mfma_stream": "decode_mfma_{}"}
@@ -91,7 +92,7 @@ def product_to_join(lower: FunctionLowering, op: moe.RouteOp, sort: moe.SortToke
         not isinstance(op.logits.owner, ir.Block)
         and op.logits.owner.name in ("kernel.alternatives", "kernel.launch")
         and product.operation.block == op.operation.block
-        and product.block.value == OCTET.value
+        and product.block.value == OCTET
         and element(product.x) == "bf16"
         and isinstance(product.x.owner, ir.Block)
         and product.sorted_weights is None
@@ -99,7 +100,7 @@ def product_to_join(lower: FunctionLowering, op: moe.RouteOp, sort: moe.SortToke
     )
     if not joins:
         return None
-    maxnreg = lower.target.tile("decode_gate_up", block=OCTET.value, quantised=False)["maxnreg"]
+    maxnreg = lower.target.tile("decode_gate_up", block=OCTET, quantised=False)["maxnreg"]
     alone, routed = (_resident(lower, product, maxnreg, STREAM_WARPS["gate_up"], more) for more in (0, ROUTED_SHARED))
     return product if alone == routed else None
 
