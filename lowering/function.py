@@ -52,8 +52,10 @@ def _attribute(value: int | str | bool | float) -> ir.Attribute:
 
 @dataclass(frozen=True)
 class Routed:
-    """A sorted list that the launch of its first product makes for few tokens: that value, and what it follows from."""
+    """A sorted list that the launch of its first product makes up to `limit` tokens: that value, and what it follows
+    from."""
 
+    limit: int
     sorted_ids: ir.Value
     logits: ir.Value
     num_tokens: ir.Value | None

@@ -38,7 +38,7 @@ QUANTISE = "moe.quantise"
 ROUTED_TOKENS = 4
 """The most tokens that decode kernels route themselves. With a block's 8 rows the launch apart is as fast."""
 ROUTED_SHARED = 16 * KIB
-"""Bytes of shared memory that it may take for that: tables, and what warps exchange."""
+"""Bytes of shared memory that they may take for that: tables, and what warps exchange."""
 BYTES_A_VALUE = 2
 """Shared memory of a product for sm_90: x in bf16."""
 
@@ -143,13 +143,12 @@ def decode_down(lower: FunctionLowering, op: moe.DownOp) -> list[ir.Value]:
         "has_num_tokens": bool(count),
         "early": True,
     }
-    limit = min(lower.target.route_sort_tokens, ROUTED_TOKENS)
-    why = f"down finds its weights by the logits up to {limit} tokens on {lower.target.name}"
+    why = f"down finds its weights by the logits up to {routed.limit} tokens on {lower.target.name}"
     builds = (
         lambda: launched(by_logits, [routed.logits, *count]),
         lambda: launched({**by_list, "early": True}, []),
     )
-    return lower.alternatives("routing", limit, why, [made[0]], builds)
+    return lower.alternatives("routing", routed.limit, why, [made[0]], builds)
 
 
 def _splits(lower: FunctionLowering, op: moe.DownOp) -> int:
@@ -245,7 +244,7 @@ def _programs(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp, tile: Mapp
 
 
 def _resident(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp, maxnreg: int, warps: int, more: int = 0) -> int:
-    """Programs of sm_90's decode kernel on an SM, each of which takes `more` bytes of shared memory than its x does."""
+    """Programs of sm_90's decode kernel on an SM, each of which takes `more` bytes of shared memory beside its x."""
     assert lower.target.architecture is not None
     by_registers = programs_by_registers(lower.target.architecture, maxnreg, warps)
     return min(by_registers, _programs_by_shared(lower, op, more))

@@ -30,7 +30,8 @@ def lower_route(lower: FunctionLowering, op: moe.RouteOp) -> list[ir.Value]:
         made = _route_and_sort(lower, op, sort, own, lists, results)
     else:
         makes = [*results, gate_up_result(product)]
-        limit = min(lower.target.route_sort_tokens, ROUTED_TOKENS)
+        # Up to as many tokens the launch before is ours, the router's product, which has waited: x is old.
+        limit = min(lower.target.route_sort_tokens, lower.target.router_tokens, ROUTED_TOKENS)
 
         def joined() -> list[ir.Value]:
             return _marked(routed_gate_up(lower, op, product, own["has_num_tokens"], makes), sort)
@@ -44,7 +45,7 @@ def lower_route(lower: FunctionLowering, op: moe.RouteOp) -> list[ir.Value]:
         why = f"routing, token sort and gate_up in one launch up to {limit} tokens on {lower.target.name}"
         made = _marked(lower.alternatives("routing", limit, why, [kind for kind, _ in makes], (joined, apart)), sort)
         lower.made.append((product.operation, made[-1:]))
-        lower.routed.append(Routed(made[2], op.logits, op.num_tokens))
+        lower.routed.append(Routed(limit, made[2], op.logits, op.num_tokens))
     lower.made.append((sort.operation, made[2:]))
     return made[:2]
 
