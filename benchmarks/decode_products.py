@@ -36,7 +36,10 @@ BASE: dict[str, Any] = {
     "activation": "silu", "alpha": 1.702, "limit": 7.0, "num_stages": 1, "ring": 8, "maxnreg": 128, "early": False,
     "quantise": "none", "routes": "none", "experts": 0,
 }  # fmt: skip
-GATE_UP, DOWN = {"num_warps": 8, "programs": 2 * SM}, {"num_warps": 4, "programs": 4 * SM, "splits": 1}
+GATE_UP, DOWN = (
+    {"num_warps": 8, "programs": 2 * SM},
+    {"num_warps": 4, "stream_warps": 4, "programs": 4 * SM, "splits": 1},
+)
 GPT_OSS = {"hidden": 2880, "intermediate": 2880, "topk": 4, "has_bias": True, "activation": "swiglu"}
 SHAPES: dict[str, dict[str, Any]] = {
     "gpt_oss": GPT_OSS,

@@ -6,8 +6,9 @@ fragment is decoded once and multiplied with every octet.
 
 A code's three magnitude bits are put where a bf16 has its low exponent bits and highest mantissa bit: that bf16 is
 2^-126 times the value, subnormals included, so no table and no conversion is needed. x lies in shared memory times
-2^32, so that sums stay far from the ends of f32. Sums of 32 columns are then scaled by 2^(byte - 127) of the stored
-byte (e8m0 + 64) in f32. So a finished sum is 2^(-126 + 32 + 64) = 2^-30 times the product.
+2^32, so that sums stay far from the ends of f32. With one octet sums of 32 columns are then scaled by 2^(byte - 127)
+of the stored byte (e8m0 + 64) in f32; with more the fragments are, exactly, before they are multiplied, which takes
+fewer instructions and registers. Either way a finished sum is 2^(-126 + 32 + 64) = 2^-30 times the product.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ OCTET = gl.constexpr(8)
 SUM_SCALE = gl.constexpr(2.0**30)
 """A finished sum times this is the product."""
 
-SIGNS, MAGNITUDES, SCALE = 0x80008000, 0x01C001C0, 0x7F800000
+SIGNS, MAGNITUDES, SCALE, SCALES = 0x80008000, 0x01C001C0, 0x7F800000, 0x7F807F80
 # The shifts that bring sign and magnitude of each pair of a word to their places; negative: to the right.
 SIGN_SHIFTS, MAGNITUDE_SHIFTS = (0, 3, 1, 2), (0, 3, -3, 6)
 AND_OR = 0xEA  # lop3: (a & b) | c
@@ -52,18 +53,44 @@ def _registers(name: str, first: int, count: int) -> str:
 
 
 @gluon.constexpr_function
-def _multiply(words: list[str], group: int, octets: int) -> list[str]:
-    """t(4 o)..t(4 o + 3): 32 columns, two fragments, times x of octet o in b(8 o + 4 group)..b(8 o + 4 group + 3)."""
-    lines = []
+def _mma(sums: str, x: str, start: str) -> str:
+    return f"mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {sums}, {{a0, a1, a2, a3}}, {x}, {start};"
+
+
+@gluon.constexpr_function
+def _x(step: int, group: int, octet: int) -> str:
+    """Registers of x for a fragment of a group of 32 columns."""
+    return _registers("b", 8 * octet + 4 * group + 2 * step, 2)
+
+
+@gluon.constexpr_function
+def _scale_sums(words: list[str], group: int) -> list[str]:
+    """Two fragments times x of one octet, then times the scales of their rows."""
+    lines, part = [], _registers("t", 0, 4)
     for step, word in enumerate(words):
-        lines += _fragment(word)
+        lines += [*_fragment(word), _mma(part, _x(step, group, 0), "{z, z, z, z}" if step == 0 else part)]
+    # Bytes of q: row r of both groups, row r + 8 of both groups.
+    for row, shift in enumerate((23 - 8 * group, 7 - 8 * group)):
+        lines += [_shifted("q2", "q", shift), f"and.b32 q2, q2, {SCALE};", f"mov.b32 f{row}, q2;"]
+    return lines + [f"fma.rn.f32 ${i}, t{i}, f{i // 2}, ${i};" for i in range(4)]
+
+
+@gluon.constexpr_function
+def _scale_weights(words: list[str], group: int, octets: int) -> list[str]:
+    """Two fragments times the scales of their rows, then times x of every octet: fewer instructions than its sums'."""
+    # Bytes of q: row r of both groups, row r + 8 of both groups.
+    lines = [
+        _shifted("q2", "q", -1 if group else 7),
+        f"and.b32 q2, q2, {SCALES};",
+        "mov.b32 {h0, h1}, q2;",
+        "mov.b32 s0, {h0, h0};",
+        "mov.b32 s1, {h1, h1};",
+    ]
+    for step, word in enumerate(words):
+        lines += [*_fragment(word), *[f"mul.rn.bf16x2 a{i}, a{i}, s{i % 2};" for i in range(4)]]
         for octet in range(octets):
-            sums = _registers("t", 4 * octet, 4)
-            x = _registers("b", 8 * octet + 4 * group + 2 * step, 2)
-            start = "{z, z, z, z}" if step == 0 else sums
-            lines.append(
-                f"mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {sums}, {{a0, a1, a2, a3}}, {x}, {start};"
-            )
+            sums = _registers("$", 4 * octet, 4)
+            lines.append(_mma(sums, _x(step, group, octet), sums))
     return lines
 
 
@@ -82,8 +109,9 @@ def chunk_assembly(chunk, octets, octet_bytes):
     sums = 4 * octets
     words, spread, place = 2 * sums, 2 * sums + 4, 2 * sums + 8
     lines = [
-        f".reg .b32 a<4>, b<{8 * octets}>, m, s, q, q2;",
-        f".reg .f32 t<{sums}>, z, f0, f1;",
+        f".reg .b32 a<4>, b<{8 * octets}>, m, s, s0, s1, q, q2;",
+        ".reg .b16 h0, h1;",
+        ".reg .f32 t<4>, z, f0, f1;",
         # No instruction, but ptxas moves no load past it: without it, loads of the ring sink to where they are used.
         "bar.warp.sync 0xffffffff;",
         "mov.f32 z, 0f00000000;",
@@ -94,10 +122,6 @@ def chunk_assembly(chunk, octets, octet_bytes):
         for octet in range(octets):
             x, offset = _registers("b", 8 * octet + 4 * group, 4), octet * octet_bytes + 1024 * chunk + 512 * group
             lines.append(f"ldmatrix.sync.aligned.m8n8.x4.shared.b16 {x}, [${place} + {offset}];")
-        lines += _multiply([f"${words + 2 * group}", f"${words + 2 * group + 1}"], group, octets)
-        # Bytes: row r of both groups, row r + 8 of both groups.
-        shifts = (23 - 8 * group, 7 - 8 * group)
-        for row, shift in enumerate(shifts):
-            lines += [_shifted("q2", "q", shift), f"and.b32 q2, q2, {SCALE};", f"mov.b32 f{row}, q2;"]
-        lines += [f"fma.rn.f32 ${i}, t{i}, f{i % 4 // 2}, ${i};" for i in range(sums)]
+        own = [f"${words + 2 * group}", f"${words + 2 * group + 1}"]
+        lines += _scale_sums(own, group) if octets == 1 else _scale_weights(own, group, octets)
     return "{\n\t" + "\n\t".join(lines) + "\n}"

@@ -7,22 +7,23 @@ from typing import Any
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from moeloom.lowering.workers import CompileError
 from moeloom.runtime.stream import Stream
 
 from .decode_chunk import OCTET, SUM_SCALE
 from .decode_params import decode_arguments, decode_constants, x_argument
 from .decode_routes import ROUTING, blocks_of, count_of, expert_at, routing_arguments, slots_of_experts
+from .decode_rows import allocate_rows, is_half, load_row, own_entries, own_shares, put_row
 from .decode_stream import (
     CHUNK_COLUMNS,
     fill_ring,
     first_record,
-    is_padding,
     multiply_unit,
-    own_tokens,
     thread_numbers,
     threads_layout,
+    units_a_part,
 )
-from .decode_units import BESIDE_L1, expert_of, own_costly_units, own_units, run_of
+from .decode_units import BESIDE_L1, expert_of, experts_from, own_costly_units, own_units, run_of
 from .decode_x import address_of, allocate_x, gather_x
 from .dependents import follow
 from .product_params import OPTIONAL, absent
@@ -52,6 +53,7 @@ def decode_down_kernel(
     LAYOUT: gl.constexpr,
     QUANTISE: gl.constexpr,
     TILES: gl.constexpr,
+    STREAM_WARPS: gl.constexpr,
     SPLITS: gl.constexpr,
     SPAN: gl.constexpr,
     CHUNKS: gl.constexpr,
@@ -62,6 +64,7 @@ def decode_down_kernel(
     TARGET: gl.constexpr,
 ):
     COLUMNS: gl.constexpr = SPAN * CHUNKS * CHUNK_COLUMNS
+    UNITS: gl.constexpr = units_a_part(TILES, STREAM_WARPS, gl.num_warps())
     ROW: gl.constexpr = INTERMEDIATE // 2 if X == F4 else INTERMEDIATE
     # Which weights to read is known before the rows are: the list is old then, though not to this SM's L1; or the
     # logits are.
@@ -70,58 +73,63 @@ def decode_down_kernel(
         follow(TARGET)
     if logits is not None:
         blocks = blocks_of(slots_of_experts(logits, num_tokens, M, EXPERTS, TOPK, cache))
-        first, last = run_of(count_of(blocks) * (SPLITS * TILES), gl.program_id(0), PROGRAMS)
+        first, last = run_of(count_of(blocks) * (SPLITS * UNITS), gl.program_id(0), PROGRAMS)
     elif BLOCK == OCTET:
-        first, last = own_units(num_valid, gl.program_id(0), BLOCK, SPLITS * TILES, PROGRAMS, cache)
+        first, last = own_units(num_valid, gl.program_id(0), BLOCK, SPLITS * UNITS, PROGRAMS, cache)
     else:
         first, last = own_costly_units(
-            num_valid, sorted_ids, gl.program_id(0), BLOCK, SPLITS * TILES, PROGRAMS, TOPK, cache
+            num_valid, sorted_ids, gl.program_id(0), BLOCK, SPLITS * UNITS, PROGRAMS, TOPK, cache
         )
     if first >= last:
         if EARLY:
             follow(TARGET)
         return
     shared = allocate_x(COLUMNS, BLOCK)
-    x_address = address_of(shared)
+    table = allocate_rows(BLOCK)
+    x_address, rows = address_of(shared), address_of(table)
     if logits is not None:
-        own_expert = expert_at(blocks, first // (SPLITS * TILES))
-        next_expert = expert_at(blocks, gl.minimum(first + 1, last - 1) // (SPLITS * TILES))
+        own_expert = expert_at(blocks, first // (SPLITS * UNITS))
     else:
-        next_expert = expert_of(expert_ids, first + 1, last, SPLITS * TILES, cache)
-        own_expert = expert_of(expert_ids, first, last, SPLITS * TILES, cache)
-    record = first_record(own_expert, first, last, TILES, SPLITS, SPAN)
-    ring = fill_ring(weight, record, CHUNKS, RING)
+        own_expert = expert_of(expert_ids, first, SPLITS * UNITS, cache)
+    record = first_record(own_expert, first, last, TILES, SPLITS, SPAN, STREAM_WARPS)
+    ring = fill_ring(weight, record, CHUNKS, RING, STREAM_WARPS)
     if EARLY:
         follow(TARGET)
-    is_short = first < 0
+    is_short, expert, next_expert = first < 0, first, first
     for unit in range(first, last):
-        part = unit // TILES
+        part = unit // UNITS
         block = part // SPLITS
         split = part % SPLITS
-        if (unit == first) | (unit % TILES == 0):
+        if (unit == first) | (unit % UNITS == 0):
+            expert, next_expert = experts_from(expert_ids, block, last, SPLITS * UNITS)
+            entry = load_row(sorted_ids, block, BLOCK)
+            share = None if sorted_weights is None else load_row(sorted_weights, block, BLOCK)
             gather_x(
                 x_address, x, ROW, x_scales, sorted_ids, block, split * COLUMNS,
                 BLOCK, 2, TOPK, INTERMEDIATE, COLUMNS, X, LAYOUT, QUANTISE,
             )  # fmt: skip
+            put_row(rows, entry, share, BLOCK)
+            gl.barrier()
             if BLOCK > OCTET:
-                is_short = is_padding(sorted_ids, block * BLOCK + OCTET, TOPK)
-        following = first_record(next_expert, unit + 1, last, TILES, SPLITS, SPAN)
-        later_expert = expert_of(expert_ids, unit + 2, last, SPLITS * TILES)  # so early that nobody waits for it
+                is_short = is_half(rows, TOPK)
+        then = gl.where((unit + 1) % (SPLITS * UNITS) == 0, next_expert, expert)
+        following = first_record(then, unit + 1, last, TILES, SPLITS, SPAN, STREAM_WARPS)
 
         # What the end needs is asked for before the product.
-        output = _own_output(unit, TILES)
-        entries = own_tokens(sorted_ids, block, BLOCK)
+        output = _own_output(unit, UNITS)
         if bias is not None:
-            expert = record // (TILES * SPLITS * SPAN)
             biases = bias + expert.to(gl.int64) * HIDDEN + output
             biased = gl.where(split == 0, HIDDEN, 0)
             bias_0 = gl.load(biases, mask=output < biased, other=0.0)
             bias_8 = gl.load(biases + 8, mask=output + 8 < biased, other=0.0)
-        if sorted_weights is not None:
-            shares = own_tokens(sorted_weights, block, BLOCK)
 
-        sums, ring = multiply_unit(ring, weight, record, following, x_address, is_short, BLOCK, SPAN, CHUNKS, RING)
-        output = _own_output(unit, TILES)
+        sums, ring = multiply_unit(
+            ring, weight, record, following, x_address, is_short, BLOCK, SPAN, CHUNKS, RING, STREAM_WARPS
+        )
+        output = _own_output(unit, UNITS)
+        entries = own_entries(rows, BLOCK)
+        if sorted_weights is not None:
+            shares = own_shares(rows, BLOCK)
         partial = out + split.to(gl.int64) * M * (TOPK * HIDDEN)
         for token in gl.static_range(2 * (BLOCK // OCTET)):
             sum_0, sum_8 = (
@@ -133,15 +141,16 @@ def decode_down_kernel(
             if sorted_weights is not None:
                 sum_0, sum_8 = sum_0 * shares[token], sum_8 * shares[token]
             store_pair(partial, sum_0, sum_8, entries[token], output, HIDDEN, TOPK)
-        record, next_expert = following, later_expert
+        record = following
     shared._keep_alive()
+    table._keep_alive()
 
 
 @gluon.jit
-def _own_output(unit, TILES: gl.constexpr):
+def _own_output(unit, UNITS: gl.constexpr):
     """The first of the two outputs of this thread. Made anew after the product: a register less during it."""
     thread = thread_numbers(threads_layout(gl.num_warps()))
-    return unit % TILES * (16 * gl.num_warps()) + thread // 32 * 16 + thread % 32 // 4
+    return unit % UNITS * (16 * gl.num_warps()) + thread // 32 * 16 + thread % 32 // 4
 
 
 @gluon.jit
@@ -160,11 +169,17 @@ def arguments(params: Params) -> list[tuple[str, str]]:
 
 
 def constants(params: Params) -> dict[str, Any]:
-    stream, splits = Stream(params["hidden"], params["intermediate"], params["num_warps"]), params["splits"]
+    stream, splits = Stream(params["hidden"], params["intermediate"], params["stream_warps"]), params["splits"]
+    if params["num_warps"] % params["stream_warps"]:
+        raise CompileError(
+            f"{params['num_warps']} warps do not share out tiles of {params['stream_warps']} fragments; "
+            "choose a multiple of the stream's warps"
+        )
     return {
         **absent((*ROUTING, *OPTIONAL), arguments(params)),
         "EXPERTS": params["experts"],
         **decode_constants(params, stream, splits),
+        "STREAM_WARPS": params["stream_warps"],
         "SPLITS": splits,
         "SPAN": stream.records // splits,
     }

@@ -12,17 +12,16 @@ from moeloom.runtime.stream import Stream
 from .activation import gated
 from .decode_chunk import OCTET, SUM_SCALE
 from .decode_params import decode_arguments, decode_constants, x_argument
+from .decode_rows import allocate_rows, is_half, load_row, own_entries, own_shares, put_row
 from .decode_stream import (
     CHUNK_COLUMNS,
     fill_ring,
     first_record,
-    is_padding,
     multiply_unit,
-    own_tokens,
     thread_numbers,
     threads_layout,
 )
-from .decode_units import BESIDE_L1, expert_of, own_costly_units, own_units
+from .decode_units import BESIDE_L1, expert_of, experts_from, own_costly_units, own_units
 from .decode_x import address_of, allocate_x, gather_x
 from .dependents import follow
 from .product_params import OPTIONAL, absent, activation_constants
@@ -74,45 +73,52 @@ def decode_gate_up_kernel(
             follow(TARGET)
         return
     shared = allocate_x(COLUMNS, BLOCK)
-    x_address = address_of(shared)
-    next_expert = expert_of(expert_ids, first + 1, last, TILES, cache)
-    record = first_record(expert_of(expert_ids, first, last, TILES, cache), first, last, TILES, 1, RECORDS)
-    ring = fill_ring(weight, record, CHUNKS, RING)
+    table = allocate_rows(BLOCK)
+    x_address, rows = address_of(shared), address_of(table)
+    record = first_record(expert_of(expert_ids, first, TILES, cache), first, last, TILES, 1, RECORDS, gl.num_warps())
+    ring = fill_ring(weight, record, CHUNKS, RING, gl.num_warps())
     if EARLY:
         follow(TARGET)
-    is_short = first < 0
+    is_short, expert, next_expert = first < 0, first, first
     for unit in range(first, last):
         block = unit // TILES
         if (unit == first) | (unit % TILES == 0):
+            expert, next_expert = experts_from(expert_ids, block, last, TILES)
+            entry = load_row(sorted_ids, block, BLOCK)
+            share = None if sorted_weights is None else load_row(sorted_weights, block, BLOCK)
             gather_x(
                 x_address, x, x_stride, x_scales, sorted_ids, block, 0,
                 BLOCK, 1, TOPK, HIDDEN, COLUMNS, X, LAYOUT, QUANTISE,
             )  # fmt: skip
+            put_row(rows, entry, share, BLOCK)
+            gl.barrier()
             if BLOCK > OCTET:
-                is_short = is_padding(sorted_ids, block * BLOCK + OCTET, TOPK)
-        following = first_record(next_expert, unit + 1, last, TILES, 1, RECORDS)
-        later_expert = expert_of(expert_ids, unit + 2, last, TILES)  # so early that nobody waits for it
+                is_short = is_half(rows, TOPK)
+        then = gl.where((unit + 1) % TILES == 0, next_expert, expert)
+        following = first_record(then, unit + 1, last, TILES, 1, RECORDS, gl.num_warps())
 
         # What the end needs is asked for before the product.
         output = own_output(unit, TILES)
         present = output < INTERMEDIATE
-        entries = own_tokens(sorted_ids, block, BLOCK)
         if bias is not None:
-            expert = record // (TILES * RECORDS)
             biases = bias + expert.to(gl.int64) * (2 * INTERMEDIATE) + output
             gate_bias = gl.load(biases, mask=present, other=0.0)
             up_bias = gl.load(biases + INTERMEDIATE, mask=present, other=0.0)
         else:
             gate_bias, up_bias = None, None
-        shares = None if sorted_weights is None else own_tokens(sorted_weights, block, BLOCK)
 
-        sums, ring = multiply_unit(ring, weight, record, following, x_address, is_short, BLOCK, RECORDS, CHUNKS, RING)
+        sums, ring = multiply_unit(
+            ring, weight, record, following, x_address, is_short, BLOCK, RECORDS, CHUNKS, RING, gl.num_warps()
+        )
+        entries = own_entries(rows, BLOCK)
+        shares = None if sorted_weights is None else own_shares(rows, BLOCK)
         store_unit(
             h, sums, gate_bias, up_bias, shares, entries, unit,
             BLOCK, INTERMEDIATE, TOPK, TILES, ACTIVATION, ALPHA, LIMIT,
         )  # fmt: skip
-        record, next_expert = following, later_expert
+        record = following
     shared._keep_alive()
+    table._keep_alive()
 
 
 @gluon.jit

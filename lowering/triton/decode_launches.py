@@ -41,6 +41,8 @@ ROUTED_SHARED = 16 * KIB
 """Bytes of shared memory that they may take for that: tables, and what warps exchange."""
 BYTES_A_VALUE = 2
 """Shared memory of a product for sm_90: x in bf16."""
+BYTES_A_ROW = 8
+"""The same: a row's entry of sorted_ids and its weight."""
 
 
 def decodes(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp) -> bool:
@@ -120,8 +122,10 @@ def routed_gate_up(
 
 def decode_down(lower: FunctionLowering, op: moe.DownOp) -> list[ir.Value]:
     hidden, columns = moe.size(op.out, -1), moe.size(op.x, -1)
-    splits = _splits(lower, op)
+    splits, _ = _shape(lower, op)
     sizes: Params = {"hidden": hidden, "intermediate": columns, "splits": splits, **_decode(lower, op, "down")}
+    if lower.layout == "stream":
+        sizes["stream_warps"] = STREAM_WARPS["down"]
     x, listed, weights = activations(op), sorted_list(op), lower.expert_weight(op, "plain")
     made = partial(op, splits)
 
@@ -151,10 +155,23 @@ def decode_down(lower: FunctionLowering, op: moe.DownOp) -> list[ir.Value]:
     return lower.alternatives("routing", routed.limit, why, [made[0]], builds)
 
 
-def _splits(lower: FunctionLowering, op: moe.DownOp) -> int:
-    """The parts of K."""
-    rows, columns = moe.size(op.out, -1), moe.size(op.x, -1)
-    return next(parts for parts in SPLITS if _divides(lower, rows, columns, parts)) if only_combined(op) else 1
+def _shape(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp) -> tuple[int, int]:
+    """The parts of K of a decode kernel, and on sm_90 the warps of a program.
+
+    Parts keep the GPU busy for few tokens. From blocks of two octets on there are enough units without: programs twice
+    as wide then hold a row whole, where an SM has room for as many warps, and one sum a row goes through memory.
+    """
+    if isinstance(op, moe.GateUpOp):
+        return 1, STREAM_WARPS["gate_up"]
+    rows, columns, warps = moe.size(op.out, -1), moe.size(op.x, -1), STREAM_WARPS["down"]
+    if lower.layout == "stream" and op.block.value > OCTET:
+        tile = lower.target.tile(_template(lower, "down"), block=op.block.value, quantised=op.x_scales is not None)
+        assert lower.target.architecture is not None
+        by_registers = programs_by_registers(lower.target.architecture, tile["maxnreg"], 2 * warps)
+        if _by_shared(lower, op, 1, warps) >= by_registers:
+            return 1, 2 * warps
+    parts = next(parts for parts in SPLITS if _divides(lower, rows, columns, parts)) if only_combined(op) else 1
+    return parts, warps
 
 
 def _divides(lower: FunctionLowering, rows: int, columns: int, parts: int) -> bool:
@@ -224,12 +241,18 @@ def _follows(value: ir.Value, sort: ir.Operation) -> bool:
 
 
 def _programs_by_shared(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp, more: int = 0) -> int:
-    """How many programs of sm_90's decode kernel an SM holds by their shared memory: a block's x, or a part of it, and
-    `more` bytes."""
+    """How many programs of sm_90's decode kernel an SM holds by their shared memory, `more` bytes of it of each."""
+    product = "gate_up" if isinstance(op, moe.GateUpOp) else "down"
+    return _by_shared(lower, op, _shape(lower, op)[0], STREAM_WARPS[product], more)
+
+
+def _by_shared(
+    lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp, splits: int, stream_warps: int, more: int = 0
+) -> int:
+    """The same of programs with a block's x, or a part of it, and its rows (decode_rows.py)."""
     assert lower.target.architecture is not None
-    splits, product = (_splits(lower, op), "down") if isinstance(op, moe.DownOp) else (1, "gate_up")
-    columns = Stream(1, moe.size(op.x, -1), STREAM_WARPS[product]).padded_columns // splits
-    return lower.target.architecture.resident(BYTES_A_VALUE * op.block.value * columns + more)
+    columns = Stream(1, moe.size(op.x, -1), stream_warps).padded_columns // splits
+    return lower.target.architecture.resident(op.block.value * (BYTES_A_VALUE * columns + BYTES_A_ROW) + more)
 
 
 def _programs(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp, tile: Mapping[str, int], product: str) -> Params:
@@ -238,7 +261,7 @@ def _programs(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp, tile: Mapp
     assert architecture is not None
     if lower.layout == "mfma_stream":
         return {"programs": architecture.processors * SIMDS * tile["waves"], "num_warps": 1}
-    warps = STREAM_WARPS[product]
+    _, warps = _shape(lower, op)
     resident = _resident(lower, op, tile["maxnreg"], warps)
     return {"programs": architecture.processors * resident, "num_warps": warps}
 

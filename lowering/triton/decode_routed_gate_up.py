@@ -91,13 +91,13 @@ def decode_routed_gate_up_kernel(
     first, last = run_of(count_of(blocks) * TILES, gl.program_id(0), PROGRAMS - 1)
     if first >= last:
         return
-    record = first_record(expert_at(blocks, first // TILES), first, last, TILES, 1, RECORDS)
-    ring = fill_ring(weight, record, CHUNKS, RING)
+    record = first_record(expert_at(blocks, first // TILES), first, last, TILES, 1, RECORDS, gl.num_warps())
+    ring = fill_ring(weight, record, CHUNKS, RING, gl.num_warps())
     fill_tables(table, slots, blocks, TOPK)
     gl.barrier()
     for unit in range(first, last):
         next_expert = tabled_expert(table, gl.minimum(unit + 1, last - 1) // TILES, TOPK)
-        following = first_record(next_expert, unit + 1, last, TILES, 1, RECORDS)
+        following = first_record(next_expert, unit + 1, last, TILES, 1, RECORDS, gl.num_warps())
 
         # What the end needs is asked for before the product.
         expert = record // (TILES * RECORDS)
@@ -109,7 +109,9 @@ def decode_routed_gate_up_kernel(
             up_bias = gl.load(biases + INTERMEDIATE, mask=present, other=0.0)
         else:
             gate_bias, up_bias = None, None
-        sums, ring = multiply_unit(ring, weight, record, following, x_address, False, OCTET, RECORDS, CHUNKS, RING)
+        sums, ring = multiply_unit(
+            ring, weight, record, following, x_address, False, OCTET, RECORDS, CHUNKS, RING, gl.num_warps()
+        )
         store_unit(
             h, sums, gate_bias, up_bias, None, tabled_entries(table, expert, TOPK), unit,
             OCTET, INTERMEDIATE, TOPK, TILES, ACTIVATION, ALPHA, LIMIT,

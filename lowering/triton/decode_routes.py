@@ -16,11 +16,10 @@ from .decode_chunk import OCTET
 from .decode_stream import thread_numbers, threads_layout
 from .live_slots import live_tokens
 from .route import TAKEN, order, routed, store_routing, take_largest, total_of
+from .shared_words import WORD, allocate_words, get_word, put_words
 from .template import POINTERS, Params
 
 WARP = gl.constexpr(32)
-WORD = gl.constexpr(4)
-"""Bytes of an entry of the tables in shared memory."""
 
 
 @gluon.constexpr_function
@@ -97,7 +96,7 @@ def expert_at(blocks, block):
 def allocate_tables(TOPK: gl.constexpr):
     """Shared memory for `fill_tables`."""
     words: gl.constexpr = 2 * OCTET * power_of_two(TOPK)
-    return gl.allocate_shared_memory(gl.int32, [words], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    return allocate_words(words)
 
 
 @gluon.jit
@@ -110,40 +109,16 @@ def fill_tables(tables, slots, blocks, TOPK: gl.constexpr):
     expert = gl.arange(0, SIZE, gl.SliceLayout(0, layout))
     for slot in gl.static_range(TOPK):
         found = gl.max(gl.where(slots == slot, expert[None, :], -1), 1)
-        _put(tables + (token * wide + slot) * WORD, found, found * 0 + 1, _tokens_a_thread(gl.num_warps()))
+        put_words(tables + (token * wide + slot) * WORD, found, found * 0 + 1, _tokens_a_thread(gl.num_warps()))
     expert = gl.arange(0, SIZE, experts_layout(gl.num_warps(), SIZE))
-    _put(tables + (OCTET * wide + blocks) * WORD, expert, (blocks >= 0).to(gl.int32), SIZE // WARP)
-
-
-@gluon.constexpr_function
-def _put_assembly(count):
-    """Store $count to $(2 count - 1) at $0 to $(count - 1) where $(2 count) to $(3 count - 1) are not 0."""
-    lines = [f"setp.ne.s32 p, ${2 * count + i}, 0; @p st.shared.b32 [${i}], ${count + i};" for i in range(count)]
-    return "{ .reg .pred p; " + " ".join(lines) + " }"
-
-
-@gluon.constexpr_function
-def _registers(count):
-    return ",".join(["r"] * count)
-
-
-@gluon.jit
-def _put(address, value, where, COUNT: gl.constexpr):
-    """COUNT: elements a thread."""
-    gl.inline_asm(_put_assembly(COUNT), _registers(3 * COUNT), [address, value, where])
-
-
-@gluon.jit
-def _get(address):
-    """i32 of the shape of `address`."""
-    return gl.inline_asm("ld.shared.b32 $0, [$1];", "=r,r", [address], gl.int32, is_pure=False)
+    put_words(tables + (OCTET * wide + blocks) * WORD, expert, (blocks >= 0).to(gl.int32), SIZE // WARP)
 
 
 @gluon.jit
 def tabled_expert(tables, block, TOPK: gl.constexpr):
     """The expert of a block; anything behind the last block of a full table is its last one."""
     wide: gl.constexpr = power_of_two(TOPK)
-    return _get(tables + (OCTET * wide + block) * WORD)
+    return get_word(tables + (OCTET * wide + block) * WORD)
 
 
 @gluon.jit
@@ -158,7 +133,7 @@ def _tabled_entry(tables, token, expert, TOPK: gl.constexpr):
     wide: gl.constexpr = power_of_two(TOPK)
     found = token * 0 + TOPK
     for slot in gl.static_range(TOPK):
-        found = gl.where(_get(tables + (token * wide + slot) * WORD) == expert, slot, found)
+        found = gl.where(get_word(tables + (token * wide + slot) * WORD) == expert, slot, found)
     return found << 24 | token
 
 

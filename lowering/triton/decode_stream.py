@@ -39,30 +39,58 @@ def thread_numbers(layout: gl.constexpr):
     return thread & (32 * gl.num_warps() - 1)  # which changes nothing, but tells the range
 
 
+@gluon.constexpr_function
+def units_a_part(tiles, stream_warps, warps):
+    """Units of a sort block, or of a part of its K, of a weight of so many tiles of `stream_warps` fragments.
+
+    A unit is a fragment a warp."""
+    return -(-tiles * stream_warps // warps)
+
+
 @gluon.jit
-def first_record(expert, unit, last, TILES: gl.constexpr, SPLITS: gl.constexpr, SPAN: gl.constexpr):
-    """The number of a unit's first record in the stream. SPAN: records a unit. Behind the last unit 0: it is cached."""
-    record = ((expert * TILES + unit % TILES) * SPLITS + unit // TILES % SPLITS) * SPAN
+def first_record(
+    expert,
+    unit,
+    last,
+    TILES: gl.constexpr,
+    SPLITS: gl.constexpr,
+    SPAN: gl.constexpr,
+    STREAM_WARPS: gl.constexpr,
+):
+    """The number of a unit's first record in the stream, of its SPAN. Behind the last unit 0: it is cached.
+
+    Where a unit has several tiles, i32 [threads]: that of each thread's tile, past the last one of that one, whose rows
+    are not stored.
+    """
+    UNITS: gl.constexpr = units_a_part(TILES, STREAM_WARPS, gl.num_warps())
+    tile = unit % UNITS
+    if gl.num_warps() > STREAM_WARPS:
+        thread = thread_numbers(gl.SliceLayout(1, words_layout(gl.num_warps())))
+        tile = gl.minimum((tile * gl.num_warps() + thread // 32) // STREAM_WARPS, TILES - 1)
+    record = ((expert * TILES + tile) * SPLITS + unit // UNITS % SPLITS) * SPAN
     return gl.where(unit < last, record, 0)
 
 
 @gluon.jit
-def load_chunk(stream, record, STEP: gl.constexpr, CHUNKS: gl.constexpr):
-    """i32 [threads, 4]: the STEP-th chunk of every warp from the start of record number `record`."""
+def load_chunk(stream, record, STEP: gl.constexpr, CHUNKS: gl.constexpr, STREAM_WARPS: gl.constexpr):
+    """i32 [threads, 4]: the STEP-th chunk of every warp from the start of `record`, as `first_record` gives it."""
     layout: gl.constexpr = words_layout(gl.num_warps())
     thread = gl.arange(0, 32 * gl.num_warps(), gl.SliceLayout(1, layout))
     word = gl.arange(0, 4, gl.SliceLayout(0, layout))
-    places = thread[:, None] * 4 + word[None, :] + STEP * (gl.num_warps() * CHUNK_WORDS)
-    start = stream + record.to(gl.int64) * ((1 + CHUNKS) * gl.num_warps() * CHUNK_WORDS)
+    start = stream + record.to(gl.int64) * ((1 + CHUNKS) * STREAM_WARPS * CHUNK_WORDS)
+    if gl.num_warps() > STREAM_WARPS:
+        start = start[:, None]
+        thread = thread % (32 * STREAM_WARPS)
+    places = thread[:, None] * 4 + word[None, :] + STEP * (STREAM_WARPS * CHUNK_WORDS)
     return gl.load(start + places, eviction_policy="evict_first")
 
 
 @gluon.jit
-def fill_ring(stream, record, CHUNKS: gl.constexpr, RING: gl.constexpr):
+def fill_ring(stream, record, CHUNKS: gl.constexpr, RING: gl.constexpr, STREAM_WARPS: gl.constexpr):
     """The first RING chunks of a record."""
-    ring = (load_chunk(stream, record, 0, CHUNKS),)
+    ring = (load_chunk(stream, record, 0, CHUNKS, STREAM_WARPS),)
     for step in gl.static_range(1, RING):
-        ring = pushed(ring, load_chunk(stream, record, step, CHUNKS))
+        ring = pushed(ring, load_chunk(stream, record, step, CHUNKS, STREAM_WARPS))
     return ring
 
 
@@ -101,7 +129,16 @@ def multiply_chunk(sums, words, scales, x_lane, CHUNK: gl.constexpr, OCTET_BYTES
 
 @gluon.jit
 def multiply_record(
-    sums, ring, stream, record, following, x_lane, CHUNKS: gl.constexpr, RING: gl.constexpr, OCTET_BYTES: gl.constexpr
+    sums,
+    ring,
+    stream,
+    record,
+    following,
+    x_lane,
+    CHUNKS: gl.constexpr,
+    RING: gl.constexpr,
+    OCTET_BYTES: gl.constexpr,
+    STREAM_WARPS: gl.constexpr,
 ):
     """`sums` + a record whose first RING chunks are in `ring`; refills it, at the end from record `following`."""
     scales = ring[0]
@@ -109,9 +146,9 @@ def multiply_record(
         if step > 0:
             sums = multiply_chunk(sums, ring[0], scales, x_lane, step - 1, OCTET_BYTES)
         if step + RING <= CHUNKS:
-            fresh = load_chunk(stream, record, step + RING, CHUNKS)
+            fresh = load_chunk(stream, record, step + RING, CHUNKS, STREAM_WARPS)
         else:
-            fresh = load_chunk(stream, following, step + RING - CHUNKS - 1, CHUNKS)
+            fresh = load_chunk(stream, following, step + RING - CHUNKS - 1, CHUNKS, STREAM_WARPS)
         ring = pushed(ring[1:], fresh)
     return sums, ring
 
@@ -128,16 +165,21 @@ def multiply_unit(
     SPAN: gl.constexpr,
     CHUNKS: gl.constexpr,
     RING: gl.constexpr,
+    STREAM_WARPS: gl.constexpr,
 ):
     """Products of SPAN records from number `record` with x (`zero_sums` says which), and the ring: then filled from
     record `following`. Where the block `is_short` only its first octet is multiplied."""
     octets: gl.constexpr = BLOCK // OCTET
     if octets == 1:
-        return _multiply_octets(ring, stream, record, following, x_address, 1, 1, SPAN, CHUNKS, RING)
+        return _multiply_octets(ring, stream, record, following, x_address, 1, 1, SPAN, CHUNKS, RING, STREAM_WARPS)
     if is_short:
-        sums, ring = _multiply_octets(ring, stream, record, following, x_address, 1, octets, SPAN, CHUNKS, RING)
+        sums, ring = _multiply_octets(
+            ring, stream, record, following, x_address, 1, octets, SPAN, CHUNKS, RING, STREAM_WARPS
+        )
     else:
-        sums, ring = _multiply_octets(ring, stream, record, following, x_address, octets, octets, SPAN, CHUNKS, RING)
+        sums, ring = _multiply_octets(
+            ring, stream, record, following, x_address, octets, octets, SPAN, CHUNKS, RING, STREAM_WARPS
+        )
     return sums, ring
 
 
@@ -153,6 +195,7 @@ def _multiply_octets(
     SPAN: gl.constexpr,
     CHUNKS: gl.constexpr,
     RING: gl.constexpr,
+    STREAM_WARPS: gl.constexpr,
 ):
     """`multiply_unit` of OCTETS of a block's octets; zeros for the rest of ALL."""
     sums = zero_sums(OCTETS)
@@ -160,17 +203,13 @@ def _multiply_octets(
     x_lane = x_address + thread_numbers(threads_layout(gl.num_warps())) % 32 * 16
     for step in range(SPAN):
         then = gl.where(step + 1 < SPAN, record + step + 1, following)
-        sums, ring = multiply_record(sums, ring, stream, record + step, then, x_lane, CHUNKS, RING, octet_bytes)
+        sums, ring = multiply_record(
+            sums, ring, stream, record + step, then, x_lane, CHUNKS, RING, octet_bytes, STREAM_WARPS
+        )
         x_lane += CHUNKS * CHUNK_X_BYTES
     if OCTETS < ALL:
         sums = sums + zero_sums(ALL - OCTETS)
     return sums, ring
-
-
-@gluon.jit
-def is_padding(sorted_ids, place, TOPK: gl.constexpr):
-    """Whether the entry at `place`, and so the rest of its sort block, is padding."""
-    return gl.load(sorted_ids + place).to(gl.uint32, bitcast=True) >> 24 == TOPK
 
 
 @gluon.jit

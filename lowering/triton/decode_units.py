@@ -13,8 +13,8 @@ from triton.experimental.gluon import language as gl
 from .decode_chunk import OCTET
 from .decode_stream import threads_layout
 
-SHORT, LONG = gl.constexpr(4), gl.constexpr(5)
-"""What a unit of one octet costs, and one of two: 1.23 times as much on an H200 (docs/h200.md)."""
+SHORT, LONG = gl.constexpr(3), gl.constexpr(4)
+"""What a unit of one octet costs, and one of two: 1.31 times as much on an H200 (docs/h200.md)."""
 BESIDE_L1 = gl.constexpr(".cg")
 """Reads memory past the SM's own cache, which may hold what lay there before."""
 
@@ -87,6 +87,12 @@ def _units_before(cost, costs, PER_BLOCK: gl.constexpr):
 
 
 @gluon.jit
-def expert_of(expert_ids, unit, last, PER_BLOCK: gl.constexpr, CACHE: gl.constexpr = ""):
-    """The expert of a unit, or of the last one behind it."""
-    return gl.load(expert_ids + gl.minimum(unit, last - 1) // PER_BLOCK, cache_modifier=CACHE)
+def expert_of(expert_ids, unit, PER_BLOCK: gl.constexpr, CACHE: gl.constexpr):
+    """The expert of a unit."""
+    return gl.load(expert_ids + unit // PER_BLOCK, cache_modifier=CACHE)
+
+
+@gluon.jit
+def experts_from(expert_ids, block, last, PER_BLOCK: gl.constexpr):
+    """The experts of `block` and of the next one that has units before `last`, of `block` again if none has."""
+    return gl.load(expert_ids + block), gl.load(expert_ids + gl.minimum(block + 1, (last - 1) // PER_BLOCK))

@@ -67,8 +67,8 @@ def gather_x(
     """Put PADDED columns of the rows of sort block `block`, from column `first` of COLUMNS, at `address`.
 
     A thread moves pieces of one token. A warp moves those of an octet, and neighbouring ones of a token are a group.
-    Waits for the threads that still read what was there, and for those that write. STAGE as in `source_rows`; QUANTISE:
-    the scale mode of MXFP4 that x is rounded to, or "none".
+    Waits for the threads that still read what was there; others wait for a barrier. STAGE as in `source_rows`.
+    QUANTISE: the scale mode of MXFP4 that x is rounded to, or "none".
     """
     size: gl.constexpr = PIECE // 2 if X == F4 else PIECE  # bytes of codes, or elements
     layout: gl.constexpr = pieces_layout(gl.num_warps(), size)
@@ -100,7 +100,6 @@ def gather_x(
         gl.barrier()
         only = x + row * x_stride
         _gather_octet(address, place, only, rows, alone, live, first, column, COLUMNS, PADDED, layout, QUANTISE, "")
-    gl.barrier()
 
 
 @gluon.jit

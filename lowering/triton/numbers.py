@@ -90,12 +90,52 @@ def encode_gfx950(x, byte):
     return packed.to(tl.uint8)  # the instruction leaves the other bytes as they were
 
 
+_SM_90_PAIR = tl.constexpr(
+    """{
+    .reg .b32 m, b, c, s, line;
+    and.b32 m, $1, 0x7fff7fff;
+    mul.rn.bf16x2 m, m, $2;
+    mov.b32 b, 0x40004000; mov.b32 c, 0x43004300; fma.rn.bf16x2 $0, m, b, c;
+    mov.b32 b, 0x3f803f80; mov.b32 c, 0x43024302; fma.rn.bf16x2 line, m, b, c; min.bf16x2 $0, $0, line;
+    mov.b32 b, 0x3f003f00; mov.b32 c, 0x43044304; fma.rn.bf16x2 line, m, b, c; min.bf16x2 $0, $0, line;
+    mov.b32 c, 0x43074307; min.bf16x2 $0, $0, c;
+    shr.u32 s, $1, 12;
+    and.b32 s, s, 0x00080008;
+    lop3.b32 $0, $0, 0x00070007, s, 0xea;
+    shr.u32 s, $0, 12;
+    or.b32 $0, $0, s;
+    }"""
+)
+"""The byte $0 of a pair $1 of bf16 and the pair $2 of their reciprocals: `encode_portable` in bf16, where sums with
+128 are rounded to whole numbers. Bits above the byte are not 0."""
+
+
+@triton.jit
+def encode_sm_90(x, byte):
+    """Packed codes u8 [R, G, 16] of bf16 `x`, two elements an instruction."""
+    is_nan = (byte == E8M0_NAN)[:, :, None]
+    even, odd = _pairs(x.to(tl.uint16, bitcast=True))
+    reciprocal = tl.where(byte >= 254, 0x0040, (254 - byte) << 7).to(tl.uint32)  # 2^(127-byte) as bf16
+    reciprocal, _ = _pairs(tl.broadcast_to((reciprocal | reciprocal << 16)[:, :, None], x.shape))
+    packed = tl.inline_asm_elementwise(
+        _SM_90_PAIR,
+        "=&r,r,r",
+        [even.to(tl.uint32) | (odd.to(tl.uint32) << 16), reciprocal],
+        dtype=tl.uint32,
+        is_pure=True,
+        pack=1,
+    )
+    return tl.where(is_nan, 0, packed).to(tl.uint8)
+
+
 @triton.jit
 def encode(x, byte, TARGET: tl.constexpr):
     """Codes of `x` [R, G, 32] (bf16 or f16) / 2^(byte-127), byte i32 [R, G]: u8 [R, G, 16], element 2j in byte j's low
     nibble. Nearest even, saturating at 6, sign of zero kept; groups of byte 255 become 0."""
     if TARGET == "gfx950":
         return encode_gfx950(x, byte)
+    elif TARGET == "sm_90" and x.dtype == tl.bfloat16:
+        return encode_sm_90(x, byte)
     else:
         return encode_portable(x, byte)
 

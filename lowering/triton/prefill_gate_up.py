@@ -16,7 +16,7 @@ from .decode_stream import own_tokens, thread_numbers, threads_layout
 from .dependents import follow
 from .prefill_chunk import SUM_SCALE
 from .prefill_params import prefill_arguments, prefill_constants
-from .prefill_stream import ENTRIES_TOKENS, begin, multiply_unit, units_a_block, units_behind
+from .prefill_stream import ENTRIES_TOKENS, begin, multiply_unit, units_a_part, units_behind
 from .product_params import absent, activation_constants
 from .template import Params, Template
 
@@ -54,7 +54,7 @@ def prefill_gate_up_kernel(
     TARGET: gl.constexpr,
 ):
     follow(TARGET)
-    UNITS: gl.constexpr = units_a_block(TILES, STREAM_WARPS, gl.num_warps())
+    UNITS: gl.constexpr = units_a_part(TILES, STREAM_WARPS, gl.num_warps())
     first, blocks = gl.program_id(0), gl.load(num_valid) // BLOCK
     if first >= blocks * UNITS:
         return
@@ -115,7 +115,7 @@ def _unit(
     ORDERED: gl.constexpr,
 ):
     """A unit of the first TOKENS of its block; `state` as in `multiply_unit`."""
-    UNITS: gl.constexpr = units_a_block(TILES, STREAM_WARPS, gl.num_warps())
+    UNITS: gl.constexpr = units_a_part(TILES, STREAM_WARPS, gl.num_warps())
     block, expert = state[4], state[5]
     sums, state = multiply_unit(
         unit, blocks, state, order, x_shared, x, x_stride, sorted_ids, expert_ids, weight, TOKENS, BLOCK, HIDDEN, TILES,

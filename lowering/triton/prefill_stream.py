@@ -14,7 +14,7 @@ from triton.experimental.gluon import language as gl
 from moeloom.runtime.stream import CHUNK_BYTES as _CHUNK_BYTES
 
 from .decode_chunk import OCTET
-from .decode_stream import CHUNK_WORDS, pushed, thread_numbers, words_layout, zero_sums
+from .decode_stream import CHUNK_WORDS, pushed, thread_numbers, units_a_part, words_layout, zero_sums
 from .decode_x import address_of
 from .prefill_chunk import (
     STEP_BYTES,
@@ -34,12 +34,6 @@ ENTRIES_TOKENS = gl.constexpr(32)
 
 
 @gluon.constexpr_function
-def units_a_block(tiles, stream_warps, warps):
-    """Units of a sort block, of a weight of so many tiles of `stream_warps` fragments."""
-    return -(-tiles * stream_warps // warps)
-
-
-@gluon.constexpr_function
 def record_words(chunks, stream_warps):
     """i32 of a record of the stream."""
     return (1 + chunks) * stream_warps * CHUNK_WORDS.value
@@ -55,7 +49,7 @@ def fragment_start(
     """
     RECORD: gl.constexpr = record_words(CHUNKS, STREAM_WARPS)
     thread = thread_numbers(gl.SliceLayout(1, words_layout(gl.num_warps())))
-    tile = unit % units_a_block(TILES, STREAM_WARPS, gl.num_warps())
+    tile = unit % units_a_part(TILES, STREAM_WARPS, gl.num_warps())
     fragment = gl.minimum(tile * gl.num_warps() + thread // 32, TILES * STREAM_WARPS - 1)
     within = fragment // STREAM_WARPS * (RECORDS * RECORD) + fragment % STREAM_WARPS * CHUNK_WORDS + thread % 32 * 4
     return stream + expert.to(gl.int64) * (TILES * RECORDS * RECORD) + within
@@ -118,7 +112,7 @@ def begin(
 ):
     """The state that a program's first unit goes on with (`multiply_unit`), how many blocks are long, their order,
     where x is, and what keeps shared memory alive."""
-    UNITS: gl.constexpr = units_a_block(TILES, STREAM_WARPS, gl.num_warps())
+    UNITS: gl.constexpr = units_a_part(TILES, STREAM_WARPS, gl.num_warps())
     if ORDERED > 0:
         # Before x, so that its address is a constant: the other way round ptxas spills between products.
         order, longs, order_shared = order_blocks(sorted_ids, blocks, BLOCK, TOPK, ORDERED)
@@ -182,7 +176,7 @@ def multiply_unit(
     unit's weights start, its block and expert, those of the next unit. Up to AHEAD steps further x is on its way, in a
     ring of STEPS. Behind the last unit nothing is read that was not.
     """
-    UNITS: gl.constexpr = units_a_block(TILES, STREAM_WARPS, gl.num_warps())
+    UNITS: gl.constexpr = units_a_part(TILES, STREAM_WARPS, gl.num_warps())
     step, rows, ring, start, _, _, next_block, next_expert = state
     following = unit + PROGRAMS
     later_block = block_at(order, (following + PROGRAMS) // UNITS, blocks, ORDERED)

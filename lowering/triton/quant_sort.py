@@ -44,21 +44,16 @@ def _store_rows(sorted_scales, tile, rows, live, group, WIDTH: tl.constexpr, LAY
 
 
 @triton.jit
-def _quantised(
-    x,
-    x_stride,
-    rows,
-    live,
-    group,
-    COLUMNS: tl.constexpr,
-    SCALE_MODE: tl.constexpr,
-    GROUPS: tl.constexpr,
-    TARGET: tl.constexpr,
-    EARLY: tl.constexpr,
-):
-    """Codes and scales of the groups `group`.. of the live `rows` of x."""
-    values = load_groups(x, x_stride, rows.to(tl.int64), live, group, COLUMNS, GROUPS, EARLY)
-    return quantise(values, SCALE_MODE, TARGET)
+def _fill_rows(sorted_scales, rows, live, group, GROUPS: tl.constexpr, WIDTH: tl.constexpr, LAYOUT: tl.constexpr):
+    """Zeros at the live of sorted `rows` and at groups `group`.. of WIDTH.
+
+    Lanes go along the rows first, which in the tiled layout lie together: a quarter of the sectors that they would
+    touch along the groups.
+    """
+    columns = group + tl.arange(0, GROUPS)
+    places = sorted_offset(rows.to(tl.int64)[None, :], columns[:, None], WIDTH, LAYOUT)
+    zeros = tl.zeros([GROUPS, rows.shape[0]], tl.uint8)
+    tl.store(sorted_scales + places, zeros, mask=live[None, :] & (columns < WIDTH)[:, None])
 
 
 @triton.jit
@@ -91,19 +86,22 @@ def quant_sort_kernel(
     rows = tl.program_id(0) // (column_tiles * shares) * ROWS + tl.arange(0, ROWS)
     there = rows < M * (TOPK // places)
     if EARLY:
-        packed, byte = _quantised(x, x_stride, rows, there, group, COLUMNS, SCALE_MODE, GROUPS, TARGET, EARLY)
+        values = load_groups(x, x_stride, rows.to(tl.int64), there, group, COLUMNS, GROUPS, EARLY)
     follow(TARGET)
-    # All that the sort says is asked for at once.
+    # All that the sort says is asked for at once: what is needed behind the branch alone would be asked for there.
     tokens, used = tl.load(num_valid + 1), tl.load(num_valid)
     place = tl.arange(0, triton.next_power_of_2(places))[None, :]
     asked = there[:, None] & (place < places)
     said = tl.load(slot_rows + rows.to(tl.int64)[:, None] * places + place, mask=asked, other=-1)
+    if EARLY:
+        packed, byte = quantise(values, SCALE_MODE, TARGET)
     said = tl.where((rows // (TOPK // places) < tokens)[:, None], said, -1)
     sorted_rows = tl.where(said < 0, -1, said % LAST)
-    live = tl.max(tl.where(place // SLOTS == share, sorted_rows, -1), 1) >= 0
+    live = (tl.max(tl.where(place // SLOTS == share, sorted_rows, -1), 1) >= 0) & (used > 0)
     if tl.max(live.to(tl.int32), 0) > 0:
         if not EARLY:
-            packed, byte = _quantised(x, x_stride, rows, live, group, COLUMNS, SCALE_MODE, GROUPS, TARGET, EARLY)
+            values = load_groups(x, x_stride, rows.to(tl.int64), live, group, COLUMNS, GROUPS)
+            packed, byte = quantise(values, SCALE_MODE, TARGET)
         # Of the programs of a row, the first with an expert writes its codes.
         first = tl.min(tl.where(sorted_rows >= 0, place, places), 1) // SLOTS == share
         store_codes(codes, packed, rows.to(tl.int64), live & first, group, COLUMNS, GROUPS)
@@ -112,12 +110,11 @@ def quant_sort_kernel(
             _store_rows(sorted_scales, byte, to, to >= 0, group, WIDTH, LAYOUT)
             is_last = tl.max(tl.where(place == share * SLOTS + slot, said, -1), 1) >= LAST
             end = _padding_end(used, to, is_last, BLOCK)
-            zeros = tl.zeros([ROWS * _ZERO_ROWS, GROUPS], tl.uint8)
             for step in range(0, tl.max(end - to - 1, 0), _ZERO_ROWS):
                 padding = (to + 1 + step)[:, None] + tl.arange(0, _ZERO_ROWS)[None, :]
                 inside = padding < end[:, None]
-                padding, inside = tl.reshape(padding, [zeros.shape[0]]), tl.reshape(inside, [zeros.shape[0]])
-                _store_rows(sorted_scales, zeros, padding, inside, group, WIDTH, LAYOUT)
+                padding, inside = tl.ravel(padding), tl.ravel(inside)
+                _fill_rows(sorted_scales, padding, inside, group, GROUPS, WIDTH, LAYOUT)
 
 
 def _arguments(params: Params) -> list[tuple[str, str]]:

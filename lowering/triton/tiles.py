@@ -129,9 +129,8 @@ SM_90 = (
     *_prefill(ring=3, step=192, num_warps=16, ordered=2048, when={"block": 64}),
     *_prefill(ring=2, step=64, num_warps=8, ordered=2048, when={"block": 128}),
     *_prefill(ring=4, step=192, num_warps=8, ordered=0),
-    # With 16 rows a ring of 8 spills more.
+    _tile("decode_gate_up", when={"block": 16}, ring=8, maxnreg=128),
     _tile("decode_gate_up", ring=6, maxnreg=128),
-    _tile("decode_down", when={"block": 16}, ring=6, maxnreg=128),
     _tile("decode_down", ring=8, maxnreg=128),
     *_products(True, 16, block_n=64, block_k=128, num_warps=4, num_stages=3),
     *_products(True, 32, block_n=64, block_k=128, num_warps=4, num_stages=3),

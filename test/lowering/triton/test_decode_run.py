@@ -33,7 +33,7 @@ BASE = {
     "num_warps": WARPS,
 }
 GATE_UP = BASE | {"hidden": 96, "intermediate": 72, "activation": "swiglu", "alpha": 1.702, "limit": 7.0}
-DOWN = BASE | {"hidden": 144, "intermediate": 96, "splits": 1}
+DOWN = BASE | {"hidden": 144, "intermediate": 96, "splits": 1, "stream_warps": WARPS}
 A4 = {"x": "f4E2M1FN", "layout": "tiled_32x8"}
 PLAIN = {"has_bias": False, "has_weights": False}
 KERNELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -63,6 +63,14 @@ KERNELS: dict[str, tuple[str, dict[str, Any]]] = {
         GATE_UP | A4 | {"block": 16, "hidden": 1088, "num_warps": 8},
     ),
     "down of 16 rows, 2 splits": ("decode_down", DOWN | {"block": 16, "intermediate": 1088, "splits": 2}),
+    "down of 16 rows, two tiles a program of three, 2 records": (
+        "decode_down",
+        DOWN | {"block": 16, "num_warps": 2 * WARPS, "intermediate": 1088, "programs": 5},
+    ),
+    "down a4 of 16 rows, two tiles a program, early": (
+        "decode_down",
+        DOWN | A4 | {"block": 16, "num_warps": 2 * WARPS, "hidden": 128, "early": True},
+    ),
     "down a4 of 16 rows": ("decode_down", DOWN | A4 | {"block": 16}),
     "down a4, 2 splits": ("decode_down", DOWN | A4 | {"intermediate": 1088, "splits": 2, "hidden": 64}),
     "gate_up a4, early": ("decode_gate_up", GATE_UP | A4 | {"early": True}),

@@ -191,6 +191,16 @@ def _shift(machine, parts, operands):
     machine.set(to, out.astype(kind))
 
 
+@rule("shf")
+def _funnel(machine, parts, operands):
+    """The upper word of both, shifted to the left by the low five bits of the count."""
+    assert parts[1:3] == ["l", "wrap"], parts
+    to, low, high, by = operands
+    low, high = (machine.value(each, np.uint32).astype(np.uint64) for each in (low, high))
+    count = machine.value(by, np.uint32).astype(np.uint64) & np.uint64(31)
+    machine.set(to, ((high << np.uint64(32) | low) << count >> np.uint64(32)).astype(np.uint32))
+
+
 @rule("lop3")
 def _lop3(machine, parts, operands):
     to, *given, table = operands
