@@ -88,8 +88,9 @@ def quant_sort_kernel(
     if EARLY:
         values = load_groups(x, x_stride, rows.to(tl.int64), there, group, COLUMNS, GROUPS, EARLY)
     follow(TARGET)
-    # All that the sort says is asked for at once: what is needed behind the branch alone would be asked for there.
     tokens, used = tl.load(num_valid + 1), tl.load(num_valid)
+    # All that the sort says is asked for at once: what is needed behind the branch alone would be asked for there.
+    tokens = tl.where(used > 0, tokens, 0)
     place = tl.arange(0, triton.next_power_of_2(places))[None, :]
     asked = there[:, None] & (place < places)
     said = tl.load(slot_rows + rows.to(tl.int64)[:, None] * places + place, mask=asked, other=-1)
@@ -97,7 +98,7 @@ def quant_sort_kernel(
         packed, byte = quantise(values, SCALE_MODE, TARGET)
     said = tl.where((rows // (TOPK // places) < tokens)[:, None], said, -1)
     sorted_rows = tl.where(said < 0, -1, said % LAST)
-    live = (tl.max(tl.where(place // SLOTS == share, sorted_rows, -1), 1) >= 0) & (used > 0)
+    live = tl.max(tl.where(place // SLOTS == share, sorted_rows, -1), 1) >= 0
     if tl.max(live.to(tl.int32), 0) > 0:
         if not EARLY:
             values = load_groups(x, x_stride, rows.to(tl.int64), live, group, COLUMNS, GROUPS)
@@ -113,7 +114,7 @@ def quant_sort_kernel(
             for step in range(0, tl.max(end - to - 1, 0), _ZERO_ROWS):
                 padding = (to + 1 + step)[:, None] + tl.arange(0, _ZERO_ROWS)[None, :]
                 inside = padding < end[:, None]
-                padding, inside = tl.ravel(padding), tl.ravel(inside)
+                padding, inside = tl.reshape(padding, [ROWS * _ZERO_ROWS]), tl.reshape(inside, [ROWS * _ZERO_ROWS])
                 _fill_rows(sorted_scales, padding, inside, group, GROUPS, WIDTH, LAYOUT)
 
 
