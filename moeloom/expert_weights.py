@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moeloom.replay import TEMPLATES, Replay, Weight
+from moeloom.kernel_reference import TEMPLATES, Weight
+from moeloom.replay import Replay
 from moeloom.runtime.executable import Executable
 from moeloom.runtime.program import Launch
 

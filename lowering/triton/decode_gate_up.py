@@ -98,12 +98,8 @@ def decode_gate_up_kernel(
         following = first_record(then, unit + 1, last, TILES, 1, RECORDS, gl.num_warps())
 
         # What the end needs is asked for before the product.
-        output = own_output(unit, TILES)
-        present = output < INTERMEDIATE
         if bias is not None:
-            biases = bias + expert.to(gl.int64) * (2 * INTERMEDIATE) + output
-            gate_bias = gl.load(biases, mask=present, other=0.0)
-            up_bias = gl.load(biases + INTERMEDIATE, mask=present, other=0.0)
+            gate_bias, up_bias = own_bias(bias, expert, unit, INTERMEDIATE, TILES)
         else:
             gate_bias, up_bias = None, None
 
@@ -147,6 +143,15 @@ def store_unit(
         if gate_bias is not None:
             gate, up = gate + gate_bias, up + up_bias
         store_gated(h, gated(gate, up, ACTIVATION, ALPHA, LIMIT), entries[token], output, INTERMEDIATE, TOPK)
+
+
+@gluon.jit
+def own_bias(bias, expert, unit, INTERMEDIATE: gl.constexpr, TILES: gl.constexpr):
+    """The biases of gate and up of this thread's output."""
+    output = own_output(unit, TILES)
+    present = output < INTERMEDIATE
+    biases = bias + expert.to(gl.int64) * (2 * INTERMEDIATE) + output
+    return gl.load(biases, mask=present, other=0.0), gl.load(biases + INTERMEDIATE, mask=present, other=0.0)
 
 
 @gluon.jit

@@ -16,7 +16,7 @@ from moeloom.lowering.workers import CompileError
 from moeloom.runtime.stream import Stream
 
 from .decode_chunk import OCTET
-from .decode_gate_up import own_output, store_unit
+from .decode_gate_up import own_bias, store_unit
 from .decode_params import decode_constants
 from .decode_routes import (
     allocate_tables,
@@ -102,11 +102,7 @@ def decode_routed_gate_up_kernel(
         # What the end needs is asked for before the product.
         expert = record // (TILES * RECORDS)
         if bias is not None:
-            output = own_output(unit, TILES)
-            present = output < INTERMEDIATE
-            biases = bias + expert.to(gl.int64) * (2 * INTERMEDIATE) + output
-            gate_bias = gl.load(biases, mask=present, other=0.0)
-            up_bias = gl.load(biases + INTERMEDIATE, mask=present, other=0.0)
+            gate_bias, up_bias = own_bias(bias, expert, unit, INTERMEDIATE, TILES)
         else:
             gate_bias, up_bias = None, None
         sums, ring = multiply_unit(

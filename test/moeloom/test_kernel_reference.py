@@ -1,8 +1,8 @@
-"""moeloom/replay.py: templates that no CPU program has."""
+"""moeloom/kernel_reference.py: templates that no CPU program has."""
 
 import torch
 
-from moeloom.replay import TEMPLATES, Weight
+from moeloom.kernel_reference import TEMPLATES, Weight
 from moeloom.runtime import reference
 
 ROWS, HIDDEN, INTERMEDIATE, EXPERTS, TOPK, BLOCK = 5, 64, 32, 4, 2, 16
