@@ -36,6 +36,14 @@ def _padding_end(used, rows, is_last, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _load_slots(slot_rows, rows, there, first, COUNT: tl.constexpr, PLACES: tl.constexpr):
+    """i32 [R, COUNT]: what slot_rows [.., PLACES] says of slots `first`.. of `rows`; -1 of those that do not exist."""
+    place = first + tl.arange(0, COUNT)[None, :]
+    asked = there[:, None] & (place < PLACES)
+    return tl.load(slot_rows + rows.to(tl.int64)[:, None] * PLACES + place, mask=asked, other=-1)
+
+
+@triton.jit
 def _store_rows(sorted_scales, tile, rows, live, group, WIDTH: tl.constexpr, LAYOUT: tl.constexpr):
     """Store `tile` u8 [R, G] at the live of sorted `rows` and at groups `group`.. of WIDTH."""
     columns = group + tl.arange(0, tile.shape[1])
@@ -91,31 +99,36 @@ def quant_sort_kernel(
     tokens, used = tl.load(num_valid + 1), tl.load(num_valid)
     # All that the sort says is asked for at once: what is needed behind the branch alone would be asked for there.
     tokens = tl.where(used > 0, tokens, 0)
-    place = tl.arange(0, triton.next_power_of_2(places))[None, :]
-    asked = there[:, None] & (place < places)
-    said = tl.load(slot_rows + rows.to(tl.int64)[:, None] * places + place, mask=asked, other=-1)
+    said = _load_slots(slot_rows, rows, there, share * SLOTS, SLOTS, places)
+    if shares > 1:
+        others = _load_slots(slot_rows, rows, there, 0, triton.next_power_of_2(places), places)
     if EARLY:
         packed, byte = quantise(values, SCALE_MODE, TARGET)
     said = tl.where((rows // (TOPK // places) < tokens)[:, None], said, -1)
-    sorted_rows = tl.where(said < 0, -1, said % LAST)
-    live = tl.max(tl.where(place // SLOTS == share, sorted_rows, -1), 1) >= 0
+    live = tl.max(said, 1) >= 0
     if tl.max(live.to(tl.int32), 0) > 0:
         if not EARLY:
             values = load_groups(x, x_stride, rows.to(tl.int64), live, group, COLUMNS, GROUPS)
             packed, byte = quantise(values, SCALE_MODE, TARGET)
-        # Of the programs of a row, the first with an expert writes its codes.
-        first = tl.min(tl.where(sorted_rows >= 0, place, places), 1) // SLOTS == share
-        store_codes(codes, packed, rows.to(tl.int64), live & first, group, COLUMNS, GROUPS)
-        for slot in tl.static_range(SLOTS):
-            to = tl.max(tl.where(place == share * SLOTS + slot, sorted_rows, -1), 1)
-            _store_rows(sorted_scales, byte, to, to >= 0, group, WIDTH, LAYOUT)
-            is_last = tl.max(tl.where(place == share * SLOTS + slot, said, -1), 1) >= LAST
-            end = _padding_end(used, to, is_last, BLOCK)
-            for step in range(0, tl.max(end - to - 1, 0), _ZERO_ROWS):
-                padding = (to + 1 + step)[:, None] + tl.arange(0, _ZERO_ROWS)[None, :]
-                inside = padding < end[:, None]
-                padding, inside = tl.reshape(padding, [ROWS * _ZERO_ROWS]), tl.reshape(inside, [ROWS * _ZERO_ROWS])
-                _fill_rows(sorted_scales, padding, inside, group, GROUPS, WIDTH, LAYOUT)
+        writes = live
+        if shares > 1:
+            # Of the programs of a row, the first with an expert writes its codes.
+            place = tl.arange(0, others.shape[1])[None, :]
+            writes = live & (tl.min(tl.where(others >= 0, place, places), 1) // SLOTS == share)
+        store_codes(codes, packed, rows.to(tl.int64), writes, group, COLUMNS, GROUPS)
+        sorted_rows = tl.reshape(said, [ROWS * SLOTS])
+        to = sorted_rows % LAST
+        scales = tl.broadcast_to(byte[:, None, :], [ROWS, SLOTS, GROUPS])
+        _store_rows(
+            sorted_scales, tl.reshape(scales, [ROWS * SLOTS, GROUPS]), to, sorted_rows >= 0, group, WIDTH, LAYOUT
+        )
+        count = tl.where(sorted_rows >= 0, _padding_end(used, to, sorted_rows >= LAST, BLOCK) - to - 1, 0)
+        for step in range(0, tl.max(count, 0), _ZERO_ROWS):
+            number = step + tl.arange(0, _ZERO_ROWS)[None, :]
+            padding, inside = (to + 1)[:, None] + number, number < count[:, None]
+            size: tl.constexpr = ROWS * SLOTS * _ZERO_ROWS
+            padding, inside = tl.reshape(padding, [size]), tl.reshape(inside, [size])
+            _fill_rows(sorted_scales, padding, inside, group, GROUPS, WIDTH, LAYOUT)
 
 
 def _arguments(params: Params) -> list[tuple[str, str]]:
@@ -134,7 +147,7 @@ def _constants(params: Params) -> dict[str, Any]:
         "SCALE_MODE": params["scale_mode"],
         "BLOCK": params["block"],
         "ROWS": params["rows"],
-        "SLOTS": min(params["slots"], params["topk"] if params["stage"] == 1 else 1),
+        "SLOTS": min(params["slots"], triton.next_power_of_2(params["topk"]) if params["stage"] == 1 else 1),
         "GROUPS": params["groups"],
         "EARLY": params["early"],
     }
@@ -142,4 +155,4 @@ def _constants(params: Params) -> dict[str, Any]:
 
 QUANT_SORT = Template(quant_sort_kernel, _arguments, _constants)
 """Params: columns (H), x, scale_mode, stage, topk, block, layout, early (x is read before the wait), and of a program
-rows and groups (powers of two) and slots."""
+rows, groups and slots, powers of two."""

@@ -107,7 +107,7 @@ class Kernels:
         )
         params = {"columns": x.shape[1], "x": {torch.bfloat16: "bf16", torch.float16: "f16"}[x.dtype]}
         params |= {"scale_mode": mode, "stage": stage, "topk": topk, "block": block, "layout": layout}
-        slots = slots or topk
+        slots = slots or 1 << (topk - 1).bit_length()
         params |= {"rows": rows, "slots": slots, "groups": groups, "early": early}
         tokens = len(x) // (1 if stage == 1 else topk)
         shares = -(-topk // slots) if stage == 1 else 1
@@ -187,15 +187,18 @@ def test_both_equal_the_reference(kernels, columns, topk, mode, layout, stage):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("rows", "slots", "groups"), [(1, 1, 32), (1, 2, 8), (4, 1, 2), (8, 3, 4), (2, 4, 16)])
-def test_any_tile_gives_the_same_bytes(kernels, rows, slots, groups, layout):
-    sorted_ids, num_valid, block = sorted_tokens(7, 2, 5, block=16)
-    assert num_valid[0] % 32 == 16, "the last rows of a tile of 32 are beyond num_valid, and zeros all the same"
+@pytest.mark.parametrize("topk", [2, 6])
+@pytest.mark.parametrize(("rows", "slots", "groups"), [(1, 1, 32), (1, 2, 8), (4, 1, 2), (8, 2, 4), (2, 4, 16)])
+def test_any_tile_gives_the_same_bytes(kernels, rows, slots, groups, topk, layout):
+    sorted_ids, num_valid, block = sorted_tokens(7, topk, 5, block=16)
+    assert topk > 2 or num_valid[0] % 32 == 16, (
+        "rows of the last tile of 32 are beyond num_valid, and zeros all the same"
+    )
     x = X[:7, :96]
     codes, scales = reference.quantise(x, "even")
-    want = codes, reference.sort_scales(scales, sorted_ids, num_valid, 1, 2, layout)
-    found = kernels.quant_sort(x, sorted_ids, num_valid, block, 1, 2, layout, rows=rows, slots=slots, groups=groups)
-    same_defined_bytes(found, want, sorted_ids, num_valid, 1, 2)
+    want = codes, reference.sort_scales(scales, sorted_ids, num_valid, 1, topk, layout)
+    found = kernels.quant_sort(x, sorted_ids, num_valid, block, 1, topk, layout, rows=rows, slots=slots, groups=groups)
+    same_defined_bytes(found, want, sorted_ids, num_valid, 1, topk)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
