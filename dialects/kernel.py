@@ -11,6 +11,7 @@ from torch_mlir import ir
 from torch_mlir.dialects import ext
 
 from moeloom.dialects.rules import checked, one_of, require
+from moeloom.runtime.stream import EXCHANGE_FLAGS
 
 # How many operands (M included) and results an op of this dialect may have. IRDL binds a variadic operand to one type
 # for all its values, so values of different types need a slot each: optional operands, counted by the segment sizes.
@@ -32,6 +33,8 @@ def create(
 ) -> ir.Operation:
     """An op of this dialect at the insertion point, its segment sizes filled in."""
     sized = dict(attributes)
+    if name == "kernel.exchange":
+        return ir.Operation.create(name, results=results, attributes=sized)
     if name != "kernel.alternatives":
         sized["operandSegmentSizes"] = segments(len(operands), OPERANDS if name == "kernel.launch" else RESULTS)
     if name != "kernel.yield":
@@ -106,6 +109,24 @@ class LaunchOp(Kernel.Operation, name="launch", traits=[ext.Pure]):
         tensors = len(self.operands) - 1
         for index in self.strided:
             require(0 <= index < tensors, f"strided names operand {index}; there are {tensors} after M")
+
+
+class ExchangeOp(Kernel.Operation, name="exchange"):
+    """Memory through which the programs of a launch pass sums to each other: the same for all launches of an artifact.
+
+        %e = "kernel.exchange"() : () -> tensor<274432xi32>
+
+    Its first words, 4096 of them, are flags: 0 before the first launch, and 0 again behind every launch that takes it.
+    """
+
+    words: ext.Result[Any]
+
+    @checked
+    def verify_region_invariants(self) -> None:
+        kind = self.words.type
+        fits = isinstance(kind, ir.RankedTensorType) and kind.rank == 1 and kind.has_static_shape
+        fits = fits and str(kind.element_type) == "i32" and kind.shape[0] >= EXCHANGE_FLAGS
+        require(fits, f"gives {kind}; it must be tensor<Nxi32> of {EXCHANGE_FLAGS} words or more")
 
 
 def sized(attribute: ir.Attribute) -> bool:

@@ -81,6 +81,7 @@ class _Program:
         self.literals: dict[ir.Value, dict] = {}
         self.values: dict[int, dict] = {}
         self.inputs: list[dict] = []
+        self.exchanges: list[dict] = []
         self.weights: list[dict] = []
 
     def emit(self) -> dict:
@@ -95,6 +96,7 @@ class _Program:
         return {
             "inputs": self.inputs,
             "weights": self.weights,
+            "exchanges": self.exchanges,
             "outputs": outputs,
             "values": {
                 str(value): {key: entry[key] for key in ("dtype", "shape", "slot")}
@@ -146,6 +148,9 @@ class _Program:
                 continue
             if name in CASTS:
                 self.ids[op.operation.results[0]] = self.ids[op.operation.operands[0]]
+            elif name == "kernel.exchange":
+                _, (words,) = tensor_of(op.operation.results[0].type, op)
+                self.exchanges.append({"value": self.new_id(op.operation.results[0]), "words": words})
             elif name == "kernel.launch":
                 yield self.launch(op.operation)
             elif name == "kernel.alternatives":

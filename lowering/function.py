@@ -14,6 +14,7 @@ from moeloom.lowering.packing import Layout
 from moeloom.lowering.targets import Target
 from moeloom.lowering.weight_arguments import WeightArguments
 from moeloom.passes.base import PassError
+from moeloom.runtime.stream import EXCHANGE_FLAGS
 
 Results = Sequence[tuple[ir.Type, Sequence[sizes.Expr]]]
 """Type and shape in M of each result of a launch."""
@@ -157,6 +158,12 @@ class FunctionLowering:
             },
         )
         return list(op.results)
+
+    def exchange(self, words: int) -> ir.Value:
+        """The memory through which programs of a launch talk to each other, with so many words beside its flags."""
+        kind = ir.RankedTensorType.get([EXCHANGE_FLAGS + words], ir.IntegerType.get_signless(32))
+        with ir.InsertionPoint.at_block_begin(self.function.entry_block), self.function.location:
+            return kernel.create("kernel.exchange", [], [kind], {}).results[0]
 
     def alternatives(
         self, choice: str, limit: int, reason: str, types: Sequence[ir.Type], builds: Sequence[Callable[[], list]]

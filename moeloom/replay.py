@@ -70,6 +70,7 @@ class Replay:
 
     def _bind(self, inputs: Mapping[str, Tensor], num_tokens: int) -> dict[int, Any]:
         values: dict[int, Any] = {value: weight.packed for value, weight in self.weights.items()}
+        values |= dict.fromkeys(self.program.exchanges)
         for wanted in self.program.inputs:
             given = inputs.get(wanted.name)
             count = torch.tensor([num_tokens], dtype=torch.int32, device=self.device)

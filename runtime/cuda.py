@@ -46,6 +46,7 @@ class Cuda(Driver):
         handle, number = ctypes.c_void_p, ctypes.c_int
         self._error = self.entry("cuGetErrorString", number, ctypes.POINTER(ctypes.c_char_p))
         self._set_attribute = self.entry("cuFuncSetAttribute", handle, number, number)
+        self._get_attribute = self.entry("cuFuncGetAttribute", ctypes.POINTER(number), number, handle)
         self._set_context = self.entry("cuCtxSetCurrent", handle)
         config = ctypes.POINTER(LaunchConfig)
         self._launch_configured = self.entry("cuLaunchKernelEx", config, handle, handle, handle)
@@ -63,7 +64,11 @@ class Cuda(Driver):
 
     def function(self, module: Handle, symbol: str, shared: int) -> Handle:
         found = super().function(module, symbol, shared)
-        if shared > FREE_SHARED_BYTES:
+        allowed = ctypes.c_int()
+        code = self._get_attribute(ctypes.byref(allowed), MAX_DYNAMIC_SHARED_SIZE, found)
+        self.check(code, f"kernel {symbol!r} does not say how much shared memory it may have")
+        # Another artifact may launch the very same code with more.
+        if shared > max(FREE_SHARED_BYTES, allowed.value):
             code = self._set_attribute(found, MAX_DYNAMIC_SHARED_SIZE, shared)
             self.check(code, f"kernel {symbol!r} cannot have {shared} bytes of shared memory")
         return found

@@ -11,10 +11,12 @@ Lane 4r + c (r < 8, c < 4) holds rows r and r + 8. Its word t of a weight chunk 
 2c+9): the pairs 0..3 = (r, 2c), (r+8, 2c), (r, 2c+8), (r+8, 2c+8), the registers of the fragment, first columns in the
 word's low half, second ones in its high half. In each half:
 
-    bit     15   14   13   12   11-9    8-6    5-3    2-0
-            s0   s2   s3   s1   m2      m0     m1     m3        s: sign, m: the three other bits of a code
+    bit     15   14-13   12-10   9    8-6   5     4    3     2-0
+            s0   m3 >> 1   m2    s1   m0    s3'   m3   s2'   m1      s: sign, m: the three other bits of a code
 
-so that pair 0 lies where a bf16 has sign, low exponent and high mantissa bits, and the others a shift away.
+so that pair 0 lies where a bf16 has sign, low exponent and high mantissa bits, pairs 1 and 2 a shift or a rotation of
+the word away (s': of the other half), and so does pair 3 but for its lowest bit: four sets of such bits do not tile a
+half.
 Word 4c + i of the scale chunk, for lanes 4r ..: bytes (r, 0), (r, 1), (r+8, 0), (r+8, 1) of chunk 4c + i, a byte
 each group of 32 columns: the e8m0 byte + 64, since the products are summed 2^-64 times as large.
 """
@@ -22,6 +24,7 @@ each group of 32 columns: the e8m0 byte + 64, since the products are summed 2^-6
 from __future__ import annotations
 
 from functools import cache
+from itertools import product
 from typing import Any
 
 import torch
@@ -35,8 +38,8 @@ EVEN_BYTES, ODD_BYTES = 0x00FF00FF, -0x00FF0100  # of an i32
 SCALE_OFFSET = 64
 LEAST_SCALE, GREATEST_SCALE = 64, 190  # e8m0 bytes; beyond them a scaled sum might leave f32
 ROWS_TOGETHER = 8  # gates, and ups: registers of one lane
-SIGN_BITS = (15, 12, 14, 13)  # of the pairs 0..3
-MAGNITUDE_BITS = (6, 3, 9, 0)
+CODE_BITS = (6, 7, 8, 15)  # of a half, where a bf16 has those of a code, lowest first
+ROTATIONS = ((0, 0, 0, 0), (6, 6, 6, 6), (-4, -4, -4, -4), (2, -6, -6, -6))  # to the left, that bring pairs there
 STEP_WORDS = 32767  # a step on a CPU: in the second-level cache, and below what torch hands to its threads. They would
 # meet after each of these short operations, and so would threads of our own, for Python's lock: two took twice as long
 
@@ -180,11 +183,14 @@ def _words(codes: Tensor) -> Tensor:
 
 def _codes_of(chunks: Tensor, stream: Stream) -> Tensor:
     """Payload bytes [fragments, 16, padded columns / 2] of weight chunks u8 [tiles, records, chunks, warps, 512]."""
-    table = _code_table(chunks.device)
     words = chunks.reshape(*chunks.shape[:4], 8, 4, 4, 4).view(torch.int16).int() & 0xFFFF
-    halves = table.index_select(0, words.flatten()).view(words.shape)
-    pairs = halves[..., 0] | halves[..., 1] << 4  # byte i: pair i
-    split = pairs.unsqueeze(-1).view(torch.uint8)  # [tiles, records, chunks, warps, r, c, t, (row half, columns) pairs]
+    halves = [
+        table.index_select(0, half.flatten()).view(half.shape)
+        for table, half in zip(_code_tables(chunks.device), words.unbind(-1), strict=True)
+    ]
+    split = (
+        (halves[0] | halves[1]).unsqueeze(-1).view(torch.uint8)
+    )  # [tiles, records, chunks, warps, r, c, t, (row half, columns) pairs]
     order = split.view(*chunks.shape[:4], 8, 4, 4, 2, 2).permute(0, 3, 8, 4, 1, 2, 6, 7, 5)
     return order.reshape(stream.tiles * stream.warps, FRAGMENT_ROWS, -1)
 
@@ -195,6 +201,11 @@ def _scales_of(chunks: Tensor, stream: Stream) -> Tensor:
     return words.permute(0, 2, 5, 3, 1, 4, 6).reshape(stream.tiles * stream.warps, FRAGMENT_ROWS, -1) - SCALE_OFFSET
 
 
+def _place(pair: int, half: int, bit: int) -> int:
+    """The bit of a word that holds a bit of the code of a pair's first or second column."""
+    return (16 * half + CODE_BITS[bit] - ROTATIONS[pair][bit]) % 32
+
+
 @cache
 def _word_tables(device: torch.device) -> tuple[Tensor, Tensor]:
     """For two payload bytes (row r low, row r + 8 high) the bits of a word: as pairs 0 and 1, and as pairs 2 and 3."""
@@ -202,21 +213,19 @@ def _word_tables(device: torch.device) -> tuple[Tensor, Tensor]:
     tables = []
     for first in (0, 2):
         words = torch.zeros_like(both)
-        for pair, byte in ((first, both & 0xFF), (first + 1, both >> 8)):
-            for half in (0, 1):
-                code = byte >> 4 * half & 15
-                placed = (code >> 3) << SIGN_BITS[pair] | (code & 7) << MAGNITUDE_BITS[pair]
-                words |= placed << 16 * half
+        for number, (row, half, bit) in enumerate(product((0, 1), (0, 1), range(4))):
+            words |= (both >> number & 1) << _place(first + row, half, bit)
         tables.append(words.to(torch.int32))  # the upper half wraps to negative numbers
     return tables[0], tables[1]
 
 
 @cache
-def _code_table(device: torch.device) -> Tensor:
-    """For a half of a word, the codes of its pairs in the low nibbles of the bytes 0..3."""
-    half = torch.arange(1 << 16, dtype=torch.int64, device=device)
-    codes = torch.zeros_like(half)
-    for pair in range(4):
-        code = (half >> SIGN_BITS[pair] & 1) << 3 | half >> MAGNITUDE_BITS[pair] & 7
-        codes |= code << 8 * pair
-    return codes.to(torch.int32)
+def _code_tables(device: torch.device) -> tuple[Tensor, Tensor]:
+    """For the low and the high half of a word what it says of the codes: of pair i in byte i, first column low."""
+    half_word = torch.arange(1 << 16, dtype=torch.int64, device=device)
+    tables = torch.zeros(2, 1 << 16, dtype=torch.int64, device=device)
+    for number, (pair, half, bit) in enumerate(product(range(4), (0, 1), range(4))):
+        upper, place = divmod(_place(pair, half, bit), 16)
+        tables[upper] |= (half_word >> place & 1) << number
+    low, high = tables.to(torch.int32)
+    return low, high

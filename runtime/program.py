@@ -126,11 +126,13 @@ Step = Launch | Aten | Alternatives
 
 @dataclass(frozen=True)
 class Program:
-    """One function of the artifact. `inputs`, `weights`, `outputs` and `values` name tensors by number."""
+    """One function of the artifact. `inputs`, `weights`, `outputs` and `values` name tensors by number; `exchanges` are
+    the values that are the executable's exchange, and how many of its words each has."""
 
     name: str
     inputs: tuple[Input, ...]
     weights: tuple[Weight, ...]
+    exchanges: Mapping[int, int]
     outputs: tuple[Output, ...]
     values: Mapping[int, Value]
     slots: int
@@ -180,6 +182,7 @@ def parse(name: str, raw: Mapping[str, Any], kernels: Mapping[str, Any]) -> Prog
             name,
             tuple(Input(i["name"], i["value"], _shaped(i), i["optional"], i["strided"]) for i in raw["inputs"]),
             tuple(Weight(w["name"], w["value"], _shaped(w), w.get("pack")) for w in raw["weights"]),
+            {int(e["value"]): int(e["words"]) for e in raw.get("exchanges", ())},
             tuple(Output(o["value"], _shaped(o)) for o in raw["outputs"]),
             {int(number): Value(_shaped(v), v["slot"]) for number, v in raw["values"].items()},
             raw["slots"],
@@ -188,7 +191,7 @@ def parse(name: str, raw: Mapping[str, Any], kernels: Mapping[str, Any]) -> Prog
         for value in program.values.values():
             if value.slot is not None and not 0 <= value.slot < program.slots:
                 raise ValueError(f"slot {value.slot} of {program.slots}")
-        known = {i.value for i in program.inputs} | {w.value for w in program.weights}
+        known = {i.value for i in program.inputs} | {w.value for w in program.weights} | {*program.exchanges}
         made = _check_steps(program, program.steps, known, kernels)
         missing = [output.value for output in program.outputs if output.value not in made]
         if missing:

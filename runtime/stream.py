@@ -9,6 +9,7 @@ CHUNK_COLUMNS = 64
 SWIZZLE_BYTES = 1024  # after which the swizzle of wgmma's operands begins anew
 ROUTER_STEP = 1024  # columns of a step of the router's sum
 LAST_ROW = 1 << 30  # more than a slot's sorted row in slot_rows: it is the last of its expert
+EXCHANGE_FLAGS = 4096  # words of an exchange that are zero between launches
 CHUNK_BYTES = 512
 MOST_CHUNKS = 16  # whose scales fill a chunk
 

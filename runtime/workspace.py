@@ -22,11 +22,14 @@ class Workspace:
         self._plans: dict[tuple[str, int], Plan] = {}
         self._memory = torch.empty(0, dtype=torch.uint8)
         self._capacity, self._fixed = 0, False
+        # Every launch that takes it leaves its flags as it found them, so one serves all programs.
+        words = max((words for program in self._programs for words in program.exchanges.values()), default=0)
+        self._exchange = torch.zeros(words, dtype=torch.int32, device=device.torch_device)
 
     @property
     def size(self) -> int:
         """Bytes."""
-        return self._memory.numel()
+        return self._memory.nbytes + self._exchange.nbytes
 
     def prepare(self, max_tokens: int) -> None:
         """Size the memory for up to `max_tokens` tokens, once and for all."""
@@ -58,6 +61,7 @@ class Workspace:
             raise LaunchError(f"M is {m}; the workspace is planned for {self._capacity}: call prepare({m}) first")
         if m > self._capacity:
             self._grow(m)
+        weights = {**weights, **{value: self._exchange[:words] for value, words in program.exchanges.items()}}
         return Plan(program, m, weights, self._memory, self._capacity, self._device, poison=self._poison)
 
     def _grow(self, max_tokens: int) -> None:

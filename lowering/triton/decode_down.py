@@ -11,7 +11,9 @@ from moeloom.lowering.workers import CompileError
 from moeloom.runtime.stream import Stream
 
 from .decode_chunk import OCTET, SUM_SCALE
+from .decode_exchange import EXCHANGE
 from .decode_params import decode_arguments, decode_constants, x_argument
+from .decode_places import DOWN_COUNTERS, announce, leave_place
 from .decode_routes import ROUTING, blocks_of, count_of, expert_at, routing_arguments, slots_of_experts
 from .decode_rows import allocate_rows, is_half, load_row, own_entries, own_shares, put_row
 from .decode_stream import (
@@ -22,8 +24,9 @@ from .decode_stream import (
     thread_numbers,
     threads_layout,
     units_a_part,
+    zero_sums,
 )
-from .decode_units import BESIDE_L1, expert_of, experts_from, own_costly_units, own_units, run_of
+from .decode_units import BESIDE_L1, expert_of, experts_from, own_costly_records, own_units, run_of
 from .decode_x import address_of, allocate_x, gather_x
 from .dependents import follow
 from .product_params import OPTIONAL, absent
@@ -43,6 +46,7 @@ def decode_down_kernel(
     sorted_weights,
     weight,
     bias,
+    exchange,
     out,
     M,
     HIDDEN: gl.constexpr,
@@ -59,6 +63,7 @@ def decode_down_kernel(
     CHUNKS: gl.constexpr,
     RING: gl.constexpr,
     PROGRAMS: gl.constexpr,
+    PAIRED: gl.constexpr,
     EARLY: gl.constexpr,
     EXPERTS: gl.constexpr,
     TARGET: gl.constexpr,
@@ -69,6 +74,7 @@ def decode_down_kernel(
     # Which weights to read is known before the rows are: the list is old then, though not to this SM's L1; or the
     # logits are.
     cache: gl.constexpr = BESIDE_L1 if EARLY else ""
+    announced = announce(exchange, DOWN_COUNTERS, PROGRAMS) if PAIRED else None
     if not EARLY:
         follow(TARGET)
     if logits is not None:
@@ -77,12 +83,15 @@ def decode_down_kernel(
     elif BLOCK == OCTET:
         first, last = own_units(num_valid, gl.program_id(0), BLOCK, SPLITS * UNITS, PROGRAMS, cache)
     else:
-        first, last = own_costly_units(
-            num_valid, sorted_ids, gl.program_id(0), BLOCK, SPLITS * UNITS, PROGRAMS, TOPK, cache
-        )
+        first, last = own_costly_records(
+            num_valid, sorted_ids, exchange, announced, DOWN_COUNTERS,
+            BLOCK, SPLITS * UNITS, 1, PROGRAMS, PAIRED, TOPK, cache,
+        )  # fmt: skip
     if first >= last:
         if EARLY:
             follow(TARGET)
+        if PAIRED:
+            leave_place(exchange, DOWN_COUNTERS, PROGRAMS)
         return
     shared = allocate_x(COLUMNS, BLOCK)
     table = allocate_rows(BLOCK)
@@ -108,7 +117,7 @@ def decode_down_kernel(
                 x_address, x, ROW, x_scales, sorted_ids, block, split * COLUMNS,
                 BLOCK, 2, TOPK, INTERMEDIATE, COLUMNS, X, LAYOUT, QUANTISE,
             )  # fmt: skip
-            put_row(rows, entry, share, BLOCK)
+            put_row(rows, entry, share, None, BLOCK)
             gl.barrier()
             if BLOCK > OCTET:
                 is_short = is_half(rows, TOPK)
@@ -124,7 +133,19 @@ def decode_down_kernel(
             bias_8 = gl.load(biases + 8, mask=output + 8 < biased, other=0.0)
 
         sums, ring = multiply_unit(
-            ring, weight, record, following, x_address, is_short, BLOCK, SPAN, CHUNKS, RING, STREAM_WARPS
+            zero_sums(BLOCK // OCTET),
+            ring,
+            weight,
+            record,
+            following,
+            x_address,
+            is_short,
+            0,
+            SPAN,
+            SPAN,
+            CHUNKS,
+            RING,
+            STREAM_WARPS,
         )
         output = _own_output(unit, UNITS)
         entries = own_entries(rows, BLOCK)
@@ -142,6 +163,8 @@ def decode_down_kernel(
                 sum_0, sum_8 = sum_0 * shares[token], sum_8 * shares[token]
             store_pair(partial, sum_0, sum_8, entries[token], output, HIDDEN, TOPK)
         record = following
+    if PAIRED:
+        leave_place(exchange, DOWN_COUNTERS, PROGRAMS)
     shared._keep_alive()
     table._keep_alive()
 
@@ -165,7 +188,8 @@ def store_pair(out, value, value_8, entry, output, HIDDEN: gl.constexpr, TOPK: g
 
 def arguments(params: Params) -> list[tuple[str, str]]:
     """Operands of docs/program.md; x is dense."""
-    return [x_argument(params), *routing_arguments(params), *decode_arguments(params), ("out", "*fp32")]
+    exchanged = [EXCHANGE] if params["paired"] else []
+    return [x_argument(params), *routing_arguments(params), *decode_arguments(params), *exchanged, ("out", "*fp32")]
 
 
 def constants(params: Params) -> dict[str, Any]:
@@ -176,7 +200,7 @@ def constants(params: Params) -> dict[str, Any]:
             "choose a multiple of the stream's warps"
         )
     return {
-        **absent((*ROUTING, *OPTIONAL), arguments(params)),
+        **absent((*ROUTING, *OPTIONAL, EXCHANGE[0]), arguments(params)),
         "EXPERTS": params["experts"],
         **decode_constants(params, stream, splits),
         "STREAM_WARPS": params["stream_warps"],

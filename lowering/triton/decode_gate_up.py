@@ -11,17 +11,27 @@ from moeloom.runtime.stream import Stream
 
 from .activation import gated
 from .decode_chunk import OCTET, SUM_SCALE
+from .decode_exchange import EXCHANGE, own_records, put_sums, run_of_program, take_sums
 from .decode_params import decode_arguments, decode_constants, x_argument
-from .decode_rows import allocate_rows, is_half, load_row, own_entries, own_shares, put_row
+from .decode_places import GATE_UP_COUNTERS, announce, leave_place
+from .decode_rows import (
+    allocate_rows,
+    expert_behind,
+    is_half,
+    load_row,
+    own_entries,
+    own_shares,
+    put_row,
+)
 from .decode_stream import (
     CHUNK_COLUMNS,
     fill_ring,
-    first_record,
     multiply_unit,
     thread_numbers,
     threads_layout,
+    zero_sums,
 )
-from .decode_units import BESIDE_L1, expert_of, experts_from, own_costly_units, own_units
+from .decode_units import BESIDE_L1, expert_of, own_costly_records, shared_run_of
 from .decode_x import address_of, allocate_x, gather_x
 from .dependents import follow
 from .product_params import OPTIONAL, absent, activation_constants
@@ -39,6 +49,7 @@ def decode_gate_up_kernel(
     sorted_weights,
     weight,
     bias,
+    exchange,
     h,
     M,
     HIDDEN: gl.constexpr,
@@ -53,6 +64,7 @@ def decode_gate_up_kernel(
     CHUNKS: gl.constexpr,
     RING: gl.constexpr,
     PROGRAMS: gl.constexpr,
+    PAIRED: gl.constexpr,
     EARLY: gl.constexpr,
     ACTIVATION: gl.constexpr,
     ALPHA: gl.constexpr,
@@ -60,59 +72,81 @@ def decode_gate_up_kernel(
     TARGET: gl.constexpr,
 ):
     COLUMNS: gl.constexpr = RECORDS * CHUNKS * CHUNK_COLUMNS
+    BLOCK_RECORDS: gl.constexpr = TILES * RECORDS
     # Which weights to read is known before the rows are: the list is old then, though not to this SM's L1.
     cache: gl.constexpr = BESIDE_L1 if EARLY else ""
+    announced = announce(exchange, GATE_UP_COUNTERS, PROGRAMS) if PAIRED else None
     if not EARLY:
         follow(TARGET)
+    program = gl.program_id(0)
     if BLOCK == OCTET:
-        first, last = own_units(num_valid, gl.program_id(0), BLOCK, TILES, PROGRAMS, cache)
+        blocks = gl.load(num_valid, cache_modifier=cache) // BLOCK
+        begin, end = shared_run_of(blocks * TILES, program, RECORDS, PROGRAMS)
     else:
-        first, last = own_costly_units(num_valid, sorted_ids, gl.program_id(0), BLOCK, TILES, PROGRAMS, TOPK, cache)
-    if first >= last:
+        begin, end = own_costly_records(
+            num_valid, sorted_ids, exchange, announced, GATE_UP_COUNTERS,
+            BLOCK, TILES, RECORDS, PROGRAMS, PAIRED, TOPK, cache,
+        )  # fmt: skip
+    if begin >= end:
         if EARLY:
             follow(TARGET)
+        if PAIRED:
+            leave_place(exchange, GATE_UP_COUNTERS, PROGRAMS)
         return
     shared = allocate_x(COLUMNS, BLOCK)
     table = allocate_rows(BLOCK)
-    x_address, rows = address_of(shared), address_of(table)
-    record = first_record(expert_of(expert_ids, first, TILES, cache), first, last, TILES, 1, RECORDS, gl.num_warps())
+    rows = address_of(table)
+    record = expert_of(expert_ids, begin, BLOCK_RECORDS, cache) * BLOCK_RECORDS + begin % BLOCK_RECORDS
     ring = fill_ring(weight, record, CHUNKS, RING, gl.num_warps())
     if EARLY:
         follow(TARGET)
-    is_short, expert, next_expert = first < 0, first, first
-    for unit in range(first, last):
-        block = unit // TILES
-        if (unit == first) | (unit % TILES == 0):
-            expert, next_expert = experts_from(expert_ids, block, last, TILES)
+    position, is_new, is_short = begin, begin < end, begin > end
+    while position < end:
+        unit = position // RECORDS
+        if is_new:
+            block = unit // TILES
             entry = load_row(sorted_ids, block, BLOCK)
             share = None if sorted_weights is None else load_row(sorted_weights, block, BLOCK)
+            next_expert = expert_of(expert_ids, gl.minimum(position + BLOCK_RECORDS, end - 1), BLOCK_RECORDS, "")
             gather_x(
-                x_address, x, x_stride, x_scales, sorted_ids, block, 0,
+                address_of(shared), x, x_stride, x_scales, sorted_ids, block, 0,
                 BLOCK, 1, TOPK, HIDDEN, COLUMNS, X, LAYOUT, QUANTISE,
             )  # fmt: skip
-            put_row(rows, entry, share, BLOCK)
+            put_row(rows, entry, share, next_expert, BLOCK)
             gl.barrier()
             if BLOCK > OCTET:
                 is_short = is_half(rows, TOPK)
-        then = gl.where((unit + 1) % TILES == 0, next_expert, expert)
-        following = first_record(then, unit + 1, last, TILES, 1, RECORDS, gl.num_warps())
+        first, last = (0, RECORDS) if PAIRED else own_records(position, end, RECORDS)
+        behind = position + last - first
+        is_new = behind % BLOCK_RECORDS == 0
+        following = gl.where(is_new, expert_behind(rows, BLOCK) * BLOCK_RECORDS, record + last - first)
+        following = gl.where(behind < end, following, 0)
 
         # What the end needs is asked for before the product.
         if bias is not None:
-            gate_bias, up_bias = own_bias(bias, expert, unit, INTERMEDIATE, TILES)
+            gate_bias, up_bias = own_bias(bias, record // BLOCK_RECORDS, unit, INTERMEDIATE, TILES)
         else:
             gate_bias, up_bias = None, None
 
+        sums = zero_sums(BLOCK // OCTET)
+        if not PAIRED and last < RECORDS:
+            sums = take_sums(exchange, run_of_program(PROGRAMS) + 1, sums)
         sums, ring = multiply_unit(
-            ring, weight, record, following, x_address, is_short, BLOCK, RECORDS, CHUNKS, RING, gl.num_warps()
-        )
-        entries = own_entries(rows, BLOCK)
-        shares = None if sorted_weights is None else own_shares(rows, BLOCK)
-        store_unit(
-            h, sums, gate_bias, up_bias, shares, entries, unit,
-            BLOCK, INTERMEDIATE, TOPK, TILES, ACTIVATION, ALPHA, LIMIT,
+            sums, ring, weight, record, following, address_of(shared), is_short, first, last, RECORDS,
+            CHUNKS, RING, gl.num_warps(),
         )  # fmt: skip
-        record = following
+        if not PAIRED and position % RECORDS > 0:
+            put_sums(exchange, run_of_program(PROGRAMS), sums)
+        else:
+            entries = own_entries(rows, BLOCK)
+            shares = None if sorted_weights is None else own_shares(rows, BLOCK)
+            store_unit(
+                h, sums, gate_bias, up_bias, shares, entries, position // RECORDS,
+                BLOCK, INTERMEDIATE, TOPK, TILES, ACTIVATION, ALPHA, LIMIT,
+            )  # fmt: skip
+        record, position = following, behind
+    if PAIRED:
+        leave_place(exchange, GATE_UP_COUNTERS, PROGRAMS)
     shared._keep_alive()
     table._keep_alive()
 
@@ -172,7 +206,7 @@ def store_gated(h, values, entry, output, INTERMEDIATE: gl.constexpr, TOPK: gl.c
 
 def arguments(params: Params) -> list[tuple[str, str]]:
     """Operands of docs/program.md, x with its row stride."""
-    return [x_argument(params), ("x_stride", "i64"), *decode_arguments(params), ("h", "*bf16")]
+    return [x_argument(params), ("x_stride", "i64"), *decode_arguments(params), EXCHANGE, ("h", "*bf16")]
 
 
 def constants(params: Params) -> dict[str, Any]:

@@ -33,16 +33,19 @@ twice that."""
 TEMPLATE = {"stream": "decode_{}", "mfma_stream": "decode_mfma_{}"}
 SPLITS = (3, 2, 1)
 """Parts of K of down, the most that the stream allows: three keep the GPU busy for one token."""
+LAUNCHES = ("kernel.launch", "kernel.alternatives")
 QUANTISE = "moe.quantise"
 """An attribute of a product: the scale mode of the MXFP4 that its x is rounded to on the way."""
 ROUTED_TOKENS = 4
 """The most tokens that decode kernels route themselves. With a block's 8 rows the launch apart is as fast."""
 ROUTED_SHARED = 16 * KIB
 """Bytes of shared memory that they may take for that: tables, and what warps exchange."""
+SUMS_A_THREAD = 4
+"""Of an octet: `decode_stream.zero_sums`."""
 BYTES_A_VALUE = 2
 """Shared memory of a product for sm_90: x in bf16."""
-BYTES_A_ROW = 8
-"""The same: a row's entry of sorted_ids and its weight."""
+BYTES_A_ROW = 16
+"""The same: a row's part of decode_rows.py."""
 
 
 def decodes(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp) -> bool:
@@ -60,8 +63,10 @@ def decodes(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp) -> bool:
 def decode_gate_up(lower: FunctionLowering, op: moe.GateUpOp, listed: list[ir.Value] | None = None) -> list[ir.Value]:
     """`listed`: the sorted list in place of the op's operands, as `sorted_list` gives them."""
     params: Params = {**_gate_up(lower, op), **_early(lower, op)}
+    if params.get("early"):
+        params["paired"] = False  # the launch before may be such a one
     listed = sorted_list(op) if listed is None else listed
-    operands = [*activations(op), *listed, *_gate_up_weights(lower, op)]
+    operands = [*activations(op), *listed, *_gate_up_weights(lower, op), *_exchange(lower, params)]
     kernel, programs = _template(lower, "gate_up"), params["programs"]
     return lower.launch(kernel, params, operands, [gate_up_result(op)], [programs], strided=[0])
 
@@ -69,6 +74,15 @@ def decode_gate_up(lower: FunctionLowering, op: moe.GateUpOp, listed: list[ir.Va
 def _gate_up(lower: FunctionLowering, op: moe.GateUpOp) -> Params:
     sizes = {"hidden": moe.size(op.x, -1), "intermediate": moe.size(op.out, -1)}
     return {**sizes, **_decode(lower, op, "gate_up"), **activation(op)}
+
+
+def _exchange(lower: FunctionLowering, params: Params) -> list[ir.Value]:
+    """Where programs of sm_90's gate_up pass on the sums of a unit that two of them share."""
+    if lower.layout != "stream":
+        return []
+    assert lower.target.architecture is not None
+    threads = params["num_warps"] * lower.target.architecture.warp_size
+    return [lower.exchange(params["programs"] * threads * SUMS_A_THREAD * (params["block"] // OCTET))]
 
 
 def _gate_up_weights(lower: FunctionLowering, op: moe.GateUpOp) -> list[ir.Value]:
@@ -92,7 +106,7 @@ def product_to_join(lower: FunctionLowering, op: moe.RouteOp, sort: moe.SortToke
     (product,) = products
     joins = (
         not isinstance(op.logits.owner, ir.Block)
-        and op.logits.owner.name in ("kernel.alternatives", "kernel.launch")
+        and op.logits.owner.name in LAUNCHES
         and product.operation.block == op.operation.block
         and product.block.value == OCTET
         and element(product.x) == "bf16"
@@ -115,7 +129,7 @@ def routed_gate_up(
     for unused in ("has_bias", "groups", "top_groups"):
         del params[unused]
     params |= {**_gate_up(lower, product), "counted": counted}
-    operands = [product.x, *routing, *_gate_up_weights(lower, product)]
+    operands = [product.x, *routing, *_gate_up_weights(lower, product), *_exchange(lower, params)]
     lower.op = product.operation.name
     return lower.launch("decode_routed_gate_up", params, operands, results, [params["programs"]], strided=[0])
 
@@ -127,6 +141,10 @@ def decode_down(lower: FunctionLowering, op: moe.DownOp) -> list[ir.Value]:
     if lower.layout == "stream":
         sizes["stream_warps"] = STREAM_WARPS["down"]
     x, listed, weights = activations(op), sorted_list(op), lower.expert_weight(op, "plain")
+    if sizes.get("paired"):
+        # It takes its place while the launch before still runs, which must be none that does so too.
+        sizes["paired"] = is_last_launch(op.x)
+    weights += [lower.exchange(0)] if sizes.get("paired") else []
     made = partial(op, splits)
 
     def launched(own: Params, routing: list[ir.Value]) -> list[ir.Value]:
@@ -223,6 +241,22 @@ def is_old(lower: FunctionLowering, value: ir.Value, others: list[ir.Value]) -> 
     return any(_follows(other, value.owner) for other in others)
 
 
+def is_last_launch(value: ir.Value) -> bool:
+    """Whether the launch that makes `value` is the last one before the insertion point."""
+    if isinstance(value.owner, ir.Block) or value.owner.name not in LAUNCHES:
+        return False
+    point = ir.InsertionPoint.current
+    if point.block != value.owner.operation.block:
+        return False
+    made = False
+    for op in point.block.operations:
+        if op.operation == point.ref_operation:
+            break
+        if op.operation.name in LAUNCHES:
+            made = op.operation == value.owner.operation
+    return made
+
+
 def _follows(value: ir.Value, sort: ir.Operation) -> bool:
     """Whether `value` is made by a launch that reads a result of `sort`, directly or through other launches."""
     if isinstance(value.owner, ir.Block):
@@ -256,14 +290,15 @@ def _by_shared(
 
 
 def _programs(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp, tile: Mapping[str, int], product: str) -> Params:
-    """The programs of the grid, and the warps of each."""
+    """The programs of the grid, the warps of each, and whether two share an SM in blocks of two octets."""
     architecture = lower.target.architecture
     assert architecture is not None
     if lower.layout == "mfma_stream":
         return {"programs": architecture.processors * SIMDS * tile["waves"], "num_warps": 1}
     _, warps = _shape(lower, op)
     resident = _resident(lower, op, tile["maxnreg"], warps)
-    return {"programs": architecture.processors * resident, "num_warps": warps}
+    paired = op.block.value > OCTET and resident == 2
+    return {"programs": architecture.processors * resident, "num_warps": warps, "paired": paired}
 
 
 def _resident(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp, maxnreg: int, warps: int, more: int = 0) -> int:

@@ -26,7 +26,7 @@ def decode_constants(params: Params, stream: Stream, splits: int) -> dict[str, A
     if stream.records % splits:
         raise CompileError(f"{stream.records} records of weights cannot be split {splits} times; choose a divisor")
     sizes = {"TILES": stream.tiles, "CHUNKS": stream.chunks, "RING": min(params["ring"], 1 + stream.chunks)}
-    own = {name.upper(): params[name] for name in ("block", "early", "quantise")}
+    own = {name.upper(): params[name] for name in ("block", "early", "quantise", "paired")}
     return {**_named(params, BLOCKS), **own, **sizes}
 
 

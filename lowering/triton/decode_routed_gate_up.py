@@ -16,6 +16,7 @@ from moeloom.lowering.workers import CompileError
 from moeloom.runtime.stream import Stream
 
 from .decode_chunk import OCTET
+from .decode_exchange import EXCHANGE, own_records, put_sums, run_of_program, take_sums
 from .decode_gate_up import own_bias, store_unit
 from .decode_params import decode_constants
 from .decode_routes import (
@@ -29,8 +30,8 @@ from .decode_routes import (
     tabled_expert,
     write_lists,
 )
-from .decode_stream import CHUNK_COLUMNS, fill_ring, first_record, multiply_unit
-from .decode_units import BESIDE_L1, run_of
+from .decode_stream import CHUNK_COLUMNS, fill_ring, multiply_unit, zero_sums
+from .decode_units import BESIDE_L1, shared_run_of
 from .decode_x import address_of, allocate_x, gather_tokens
 from .dependents import follow
 from .product_params import absent, activation_constants
@@ -47,6 +48,7 @@ def decode_routed_gate_up_kernel(
     num_tokens,
     weight,
     bias,
+    exchange,
     weights,
     ids,
     sorted_ids,
@@ -75,6 +77,7 @@ def decode_routed_gate_up_kernel(
     TARGET: gl.constexpr,
 ):
     COLUMNS: gl.constexpr = RECORDS * CHUNKS * CHUNK_COLUMNS
+    BLOCK_RECORDS: gl.constexpr = TILES * RECORDS
     shared = allocate_x(COLUMNS, OCTET)
     tables = allocate_tables(TOPK)
     x_address, table = address_of(shared), address_of(tables)
@@ -88,31 +91,40 @@ def decode_routed_gate_up_kernel(
             num_valid, M, EXPERTS, TOPK, SCORE, RENORMALISE, SCALE, COUNTED,
         )  # fmt: skip
         return
-    first, last = run_of(count_of(blocks) * TILES, gl.program_id(0), PROGRAMS - 1)
-    if first >= last:
+    begin, end = shared_run_of(count_of(blocks) * TILES, gl.program_id(0), RECORDS, PROGRAMS - 1)
+    if begin >= end:
         return
-    record = first_record(expert_at(blocks, first // TILES), first, last, TILES, 1, RECORDS, gl.num_warps())
+    record = expert_at(blocks, begin // BLOCK_RECORDS) * BLOCK_RECORDS + begin % BLOCK_RECORDS
     ring = fill_ring(weight, record, CHUNKS, RING, gl.num_warps())
     fill_tables(table, slots, blocks, TOPK)
     gl.barrier()
-    for unit in range(first, last):
-        next_expert = tabled_expert(table, gl.minimum(unit + 1, last - 1) // TILES, TOPK)
-        following = first_record(next_expert, unit + 1, last, TILES, 1, RECORDS, gl.num_warps())
+    position = begin
+    while position < end:
+        first, last = own_records(position, end, RECORDS)
+        behind = position + last - first
+        next_expert = tabled_expert(table, gl.minimum(behind, end - 1) // BLOCK_RECORDS, TOPK)
+        following = gl.where(behind < end, next_expert * BLOCK_RECORDS + behind % BLOCK_RECORDS, 0)
 
         # What the end needs is asked for before the product.
-        expert = record // (TILES * RECORDS)
+        expert = record // BLOCK_RECORDS
         if bias is not None:
-            gate_bias, up_bias = own_bias(bias, expert, unit, INTERMEDIATE, TILES)
+            gate_bias, up_bias = own_bias(bias, expert, position // RECORDS, INTERMEDIATE, TILES)
         else:
             gate_bias, up_bias = None, None
+        sums = zero_sums(1)
+        if last < RECORDS:
+            sums = take_sums(exchange, run_of_program(PROGRAMS - 1) + 1, sums)
         sums, ring = multiply_unit(
-            ring, weight, record, following, x_address, False, OCTET, RECORDS, CHUNKS, RING, gl.num_warps()
+            sums, ring, weight, record, following, x_address, False, first, last, RECORDS, CHUNKS, RING, gl.num_warps()
         )
-        store_unit(
-            h, sums, gate_bias, up_bias, None, tabled_entries(table, expert, TOPK), unit,
-            OCTET, INTERMEDIATE, TOPK, TILES, ACTIVATION, ALPHA, LIMIT,
-        )  # fmt: skip
-        record = following
+        if first > 0:
+            put_sums(exchange, run_of_program(PROGRAMS - 1), sums)
+        else:
+            store_unit(
+                h, sums, gate_bias, up_bias, None, tabled_entries(table, expert, TOPK), position // RECORDS,
+                OCTET, INTERMEDIATE, TOPK, TILES, ACTIVATION, ALPHA, LIMIT,
+            )  # fmt: skip
+        record, position = following, behind
     shared._keep_alive()
     tables._keep_alive()
 
@@ -123,7 +135,7 @@ def arguments(params: Params) -> list[tuple[str, str]]:
     bias = [("bias", "*fp32")] if params["has_bias"] else []
     logits = [("logits", POINTERS[params["logits"]])]
     read = [("x", "*bf16"), ("x_stride", "i64"), *logits, *count, ("weight", "*i32"), *bias]
-    return [*read, *ROUTED, *SORTED, ("h", "*bf16")]
+    return [*read, EXCHANGE, *ROUTED, *SORTED, ("h", "*bf16")]
 
 
 def constants(params: Params) -> dict[str, Any]:
@@ -133,8 +145,8 @@ def constants(params: Params) -> dict[str, Any]:
             f"{params['block']}: launch route_sort and decode_gate_up"
         )
     stream = Stream(2 * params["intermediate"], params["hidden"], params["num_warps"])
-    sizes = decode_constants({**params, "layout": "none", "early": False}, stream, 1)
-    for unused in ("BLOCK", "EARLY", "X", "LAYOUT"):
+    sizes = decode_constants({**params, "layout": "none", "early": False, "paired": False}, stream, 1)
+    for unused in ("BLOCK", "EARLY", "PAIRED", "X", "LAYOUT"):
         del sizes[unused]
     names = ("experts", "score", "renormalise", "scale", "counted")
     return {

@@ -17,7 +17,7 @@ from .shared_words import WORD, allocate_words, get_pair, get_word, put_words
 @gluon.jit
 def allocate_rows(BLOCK: gl.constexpr):
     """Shared memory for `put_row`."""
-    return allocate_words(2 * BLOCK)
+    return allocate_words(4 * BLOCK)
 
 
 @gluon.jit
@@ -27,13 +27,22 @@ def load_row(values, block, BLOCK: gl.constexpr):
 
 
 @gluon.jit
-def put_row(rows, entry, share, BLOCK: gl.constexpr):
-    """Put what `load_row` gave of sorted_ids, and of the weights or None, at `rows`. Others wait for a barrier."""
+def put_row(rows, entry, share, expert, BLOCK: gl.constexpr):
+    """Put at `rows` what `load_row` gave of sorted_ids, and of the weights or None; and the expert of the block behind,
+    or None. Others wait for a barrier."""
     thread = thread_numbers(threads_layout(gl.num_warps()))
     own = (thread < BLOCK).to(gl.int32)
     put_words(rows + thread * WORD, entry, own, 1)
     if share is not None:
         put_words(rows + (BLOCK + thread) * WORD, share.to(gl.int32, bitcast=True), own, 1)
+    if expert is not None:
+        put_words(rows + 2 * BLOCK * WORD + thread * 0, expert + thread * 0, (thread == 0).to(gl.int32), 1)
+
+
+@gluon.jit
+def expert_behind(rows, BLOCK: gl.constexpr):
+    """The expert of the block behind the one at `rows`."""
+    return get_word(rows + 2 * BLOCK * WORD)
 
 
 @gluon.jit

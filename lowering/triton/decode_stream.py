@@ -155,60 +155,64 @@ def multiply_record(
 
 @gluon.jit
 def multiply_unit(
+    sums,
     ring,
     stream,
     record,
     following,
     x_address,
     is_short,
-    BLOCK: gl.constexpr,
+    begin,
+    end,
     SPAN: gl.constexpr,
     CHUNKS: gl.constexpr,
     RING: gl.constexpr,
     STREAM_WARPS: gl.constexpr,
 ):
-    """Products of SPAN records from number `record` with x (`zero_sums` says which), and the ring: then filled from
-    record `following`. Where the block `is_short` only its first octet is multiplied."""
-    octets: gl.constexpr = BLOCK // OCTET
-    if octets == 1:
-        return _multiply_octets(ring, stream, record, following, x_address, 1, 1, SPAN, CHUNKS, RING, STREAM_WARPS)
-    if is_short:
-        sums, ring = _multiply_octets(
-            ring, stream, record, following, x_address, 1, octets, SPAN, CHUNKS, RING, STREAM_WARPS
+    """`sums` (`zero_sums`) + products with x of the records `begin` to `end` of a unit of SPAN, and the ring.
+
+    `record` is the number of the first of them; the ring is then filled from record `following`. Where the block
+    `is_short` only its first octet is multiplied.
+    """
+    if len(sums) == 4:
+        return _multiply_records(
+            sums, ring, stream, record, following, x_address, begin, end, SPAN, CHUNKS, RING, STREAM_WARPS
         )
+    if is_short:
+        own, ring = _multiply_records(
+            sums[:4], ring, stream, record, following, x_address, begin, end, SPAN, CHUNKS, RING, STREAM_WARPS
+        )
+        sums = own + sums[4:]
     else:
-        sums, ring = _multiply_octets(
-            ring, stream, record, following, x_address, octets, octets, SPAN, CHUNKS, RING, STREAM_WARPS
+        sums, ring = _multiply_records(
+            sums, ring, stream, record, following, x_address, begin, end, SPAN, CHUNKS, RING, STREAM_WARPS
         )
     return sums, ring
 
 
 @gluon.jit
-def _multiply_octets(
+def _multiply_records(
+    sums,
     ring,
     stream,
     record,
     following,
     x_address,
-    OCTETS: gl.constexpr,
-    ALL: gl.constexpr,
+    begin,
+    end,
     SPAN: gl.constexpr,
     CHUNKS: gl.constexpr,
     RING: gl.constexpr,
     STREAM_WARPS: gl.constexpr,
 ):
-    """`multiply_unit` of OCTETS of a block's octets; zeros for the rest of ALL."""
-    sums = zero_sums(OCTETS)
+    """`multiply_unit` of as many octets as there are sums of."""
     octet_bytes: gl.constexpr = SPAN * CHUNKS * CHUNK_COLUMNS * COLUMN_BYTES
-    x_lane = x_address + thread_numbers(threads_layout(gl.num_warps())) % 32 * 16
-    for step in range(SPAN):
-        then = gl.where(step + 1 < SPAN, record + step + 1, following)
-        sums, ring = multiply_record(
-            sums, ring, stream, record + step, then, x_lane, CHUNKS, RING, octet_bytes, STREAM_WARPS
-        )
+    x_lane = x_address + thread_numbers(threads_layout(gl.num_warps())) % 32 * 16 + begin * (CHUNKS * CHUNK_X_BYTES)
+    for step in range(begin, end):
+        then = gl.where(step + 1 < end, record + 1, following)
+        sums, ring = multiply_record(sums, ring, stream, record, then, x_lane, CHUNKS, RING, octet_bytes, STREAM_WARPS)
+        record += 1
         x_lane += CHUNKS * CHUNK_X_BYTES
-    if OCTETS < ALL:
-        sums = sums + zero_sums(ALL - OCTETS)
     return sums, ring
 
 

@@ -2,7 +2,8 @@
 
 A unit is a sort block, a split of K and a tile of weight rows. Units are numbered in this order, tiles fastest, and a
 program takes a run of them: it reads memory from one end to the other and changes rows of x only where the block does.
-Runs are as long as each other or, where a block of two octets may have one that is padding, cost as much.
+Runs are as long as each other or, where a block of two octets may have one that is padding, cost as much. Those of
+gate_up, whose units have all of K, are counted in records and may end inside a unit (decode_exchange.py).
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from .decode_chunk import OCTET
+from .decode_places import take_place
 from .decode_stream import threads_layout
 
-SHORT, LONG = gl.constexpr(3), gl.constexpr(4)
-"""What a unit of one octet costs, and one of two: 1.31 times as much on an H200 (docs/h200.md)."""
+SHORT, LONG = gl.constexpr(5), gl.constexpr(6)
+"""What a record costs with one octet, and with two: 1.31 times as much on an H200 (docs/h200.md)."""
+OLDER, YOUNGER = gl.constexpr(5), gl.constexpr(4)
+"""What two programs of an SM do in the same time, the one that began first and the other: an SM serves older warps
+first (docs/h200.md)."""
 BESIDE_L1 = gl.constexpr(".cg")
 """Reads memory past the SM's own cache, which may hold what lay there before."""
 
@@ -41,38 +46,71 @@ def run_of(units, program, PROGRAMS: gl.constexpr):
 
 
 @gluon.jit
-def own_costly_units(
+def shared_run_of(units, program, RECORDS: gl.constexpr, PROGRAMS: gl.constexpr):
+    """The first of the records of `units` of the program numbered `program` and the one behind its last.
+
+    Runs may begin and end inside a unit, which has two owners then: of fewer units than programs none is shared. Runs
+    go to programs from the last one to the first, because of decode_exchange.py.
+    """
+    if units < PROGRAMS:
+        first, last = run_of(units, program, PROGRAMS)
+        first, last = first * RECORDS, last * RECORDS
+    else:
+        first, last = run_of(units * RECORDS, PROGRAMS - 1 - program, PROGRAMS)
+    return first, last
+
+
+@gluon.jit
+def own_costly_records(
     num_valid,
     sorted_ids,
-    program,
+    exchange,
+    announced,
+    COUNTERS: gl.constexpr,
     BLOCK: gl.constexpr,
     PER_BLOCK: gl.constexpr,
+    RECORDS: gl.constexpr,
     PROGRAMS: gl.constexpr,
+    PAIRED: gl.constexpr,
     TOPK: gl.constexpr,
     CACHE: gl.constexpr = "",
 ):
-    """`own_units` of blocks of two octets: runs that cost as much as each other."""
+    """The same of blocks of two octets, of PER_BLOCK units each, by what their records cost.
+
+    PAIRED: the older one of two programs on an SM gets more (decode_places.py). Runs then are whole units: nobody may
+    wait for a program that another one has to make room for.
+    """
     blocks = gl.load(num_valid, cache_modifier=CACHE) // BLOCK
     size: gl.constexpr = 32 * gl.num_warps()
     total = blocks * 0
     for start in range(0, blocks, size):
         total += gl.sum(_costs(sorted_ids, start, blocks, BLOCK, TOPK, CACHE), 0)
-    share, rest = total * PER_BLOCK // PROGRAMS, total * PER_BLOCK % PROGRAMS
-    begin = program * share + gl.minimum(program, rest)
-    end = begin + share + (program < rest).to(gl.int32)
+    STEPS: gl.constexpr = PER_BLOCK * (1 if PAIRED else RECORDS)
+    if PAIRED:
+        is_younger, number = take_place(exchange, announced, COUNTERS, PROGRAMS)
+        begin, end = run_of(total * STEPS, number, PROGRAMS // 2)
+        middle = begin + (end - begin) * OLDER // (OLDER + YOUNGER)
+        begin, end = gl.where(is_younger > 0, middle, begin), gl.where(is_younger > 0, end, middle)
+    else:
+        begin, end = run_of(total * STEPS, PROGRAMS - 1 - gl.program_id(0), PROGRAMS)
     first, last, before = blocks * 0, blocks * 0, blocks * 0
     for start in range(0, blocks, size):
         costs = _costs(sorted_ids, start, blocks, BLOCK, TOPK, CACHE)
-        starts = (before + gl.cumsum(costs, 0) - costs) * PER_BLOCK
-        first += gl.sum(_units_before(begin - starts, costs, PER_BLOCK), 0)
-        last += gl.sum(_units_before(end - starts, costs, PER_BLOCK), 0)
+        starts = (before + gl.cumsum(costs, 0) - costs) * STEPS
+        first += gl.sum(_steps_before(begin - starts, costs, STEPS), 0)
+        last += gl.sum(_steps_before(end - starts, costs, STEPS), 0)
         before += gl.sum(costs, 0)
+    if PAIRED:
+        first, last = first * RECORDS, last * RECORDS
+    elif total * PER_BLOCK < PROGRAMS * LONG:
+        # A run may be shorter than a unit: it then has the units that begin in it.
+        first, last = (first + RECORDS - 1) // RECORDS * RECORDS, (last + RECORDS - 1) // RECORDS * RECORDS
     return first, last
 
 
 @gluon.jit
 def _costs(sorted_ids, start, blocks, BLOCK: gl.constexpr, TOPK: gl.constexpr, CACHE: gl.constexpr):
-    """i32 [threads]: what a unit of each block from number `start` on costs, 0 behind the last one."""
+    """i32 [threads]: what a record of each block from number `start` on costs, 0 behind the last one."""
     block = start + gl.arange(0, 32 * gl.num_warps(), threads_layout(gl.num_warps()))
     exists = block < blocks
     entry = gl.load(sorted_ids + block * BLOCK + OCTET, mask=exists, other=0, cache_modifier=CACHE)
@@ -80,10 +118,10 @@ def _costs(sorted_ids, start, blocks, BLOCK: gl.constexpr, TOPK: gl.constexpr, C
 
 
 @gluon.jit
-def _units_before(cost, costs, PER_BLOCK: gl.constexpr):
-    """i32 [threads]: units of each block that begin before `cost` from its start."""
+def _steps_before(cost, costs, STEPS: gl.constexpr):
+    """i32 [threads]: of each block's STEPS units, or records, those that begin before `cost` from its start."""
     begun = (gl.maximum(cost, 0) + costs - 1) // gl.maximum(costs, 1)
-    return gl.where(costs == 0, 0, gl.minimum(begun, PER_BLOCK))
+    return gl.where(costs == 0, 0, gl.minimum(begun, STEPS))
 
 
 @gluon.jit

@@ -3,17 +3,19 @@
 // Up to 4 tokens the launch of gate_up routes and sorts too, and down finds its first weights by the logits.
 // CHECK:         logits = "bf16", {{.*}}sym_name = "decode_routed_gate_up_0"
 // CHECK-LABEL: func.func @routes_in_gate_up
+// CHECK:         [[APART:%.*]] = "kernel.exchange"
+// CHECK-NEXT:    [[JOINED:%.*]] = "kernel.exchange"
 // CHECK:         [[M:%.*]] = tensor.dim %arg0
 // CHECK:         [[LOGITS:%.*]] = "kernel.alternatives"([[M]])
 // CHECK:         choice = "linear"
 // CHECK:         [[ALL:%.*]]:7 = "kernel.alternatives"([[M]]) ({
-// CHECK-NEXT:      "kernel.launch"([[M]], %arg0, [[LOGITS]], %arg2, %arg3) {{.*}}kernel = @decode_routed_gate_up_0, moe.op = "moe.gate_up"{{.*}}strided = array<i64: 0>
+// CHECK-NEXT:      "kernel.launch"([[M]], %arg0, [[LOGITS]], %arg2, %arg3, [[JOINED]]) {{.*}}kernel = @decode_routed_gate_up_0, moe.op = "moe.gate_up"{{.*}}strided = array<i64: 0>
 // CHECK:         }, {
 // CHECK:           [[BOTH:%.*]]:6 = "kernel.alternatives"([[M]]) ({
 // CHECK:           kernel = @route_sort_0
 // CHECK:           kernel = @route_0
 // CHECK:           choice = "prologue", max_m = 8 : i64
-// CHECK:           "kernel.launch"([[M]], %arg0, [[BOTH]]#2, [[BOTH]]#4, [[BOTH]]#5, %arg3) {{.*}}kernel = @decode_gate_up_0
+// CHECK:           "kernel.launch"([[M]], %arg0, [[BOTH]]#2, [[BOTH]]#4, [[BOTH]]#5, %arg3, [[APART]]) {{.*}}kernel = @decode_gate_up_0
 // CHECK:         }) {choice = "routing", max_m = 4 : i64, {{.*}}reason = "routing, token sort and gate_up in one launch up to 4 tokens on sm_90"
 // CHECK:         [[ROWS:%.*]] = "kernel.alternatives"([[M]]) ({
 // CHECK-NEXT:      "kernel.launch"([[M]], [[ALL]]#6, [[LOGITS]], %arg2, [[ALL]]#2, [[ALL]]#4, [[ALL]]#5, [[ALL]]#3, %arg5) {{.*}}kernel = @decode_down_

@@ -15,7 +15,8 @@
 // CHECK-LABEL: func.func @two_plans
 // CHECK-SAME:    %arg3: tensor<8x1x1x3x8x512xi8> {moe.pack = {columns = 96 : i64, count = 128 : i64, kind = "stream", layout = "stream", order = "nk", quantize = "none", rows = "gate_up_concatenated", sources = ["w", "s"], warps = 8 : i64}, moe.weight = "w"}
 // CHECK-SAME:    %arg4: tensor<8x128x3xf8E8M0FNU> {moe.weight = "s"}
-// CHECK:         "kernel.launch"({{%[^,]*}}, %arg0, {{%[^,]*}}, {{%[^,]*}}, {{%[^,]*}}, %arg3) {grid = #{{.*}}, kernel = @decode_gate_up_0
+// CHECK:         [[EXCHANGE:%.*]] = "kernel.exchange"() : () -> tensor<{{[0-9]+}}xi32>
+// CHECK:         "kernel.launch"({{%[^,]*}}, %arg0, {{%[^,]*}}, {{%[^,]*}}, {{%[^,]*}}, %arg3, [[EXCHANGE]]) {grid = #{{.*}}, kernel = @decode_gate_up_0
 // CHECK:         "kernel.launch"({{%[^,]*}}, %arg0, {{%[^,]*}}, {{%[^,]*}}, {{%[^,]*}}, %arg3) {grid = #{{.*}}, kernel = @prefill_gate_up_0
 // ROWS:        error: sort blocks of 8 rows have no kernel for target sm_90 and weights row_major; plan with block=16 or more
 // ABSENT:      error: target gfx950 has no weight layout stream; choose one of row_major, mfma_stream

@@ -9,7 +9,8 @@
 #endif
 enum { WIDTH = 8, WORDS = 8 };
 typedef struct { int64_t divisible, grid[3], block[3], shared, stream, words[WORDS], m, scratch, early; } Launch;
-typedef struct { const char *image; char symbol[32]; } Function;
+typedef struct Function { const char *image; char symbol[32]; int shared; struct Function *next; } Function;
+static Function *functions;
 Launch launches[64];
 int64_t launched, refuse, attribute, attribute_value, inits, contexts;
 int NAME(cuModuleLoadData, hipModuleLoadData)(void **module, const void *image) {
@@ -19,10 +20,15 @@ int NAME(cuModuleLoadData, hipModuleLoadData)(void **module, const void *image) 
 }
 int NAME(cuModuleGetFunction, hipModuleGetFunction)(void **function, void *module, const char *symbol) {
     if (strcmp(symbol, "absent") == 0) return 500;
-    Function *made = malloc(sizeof(Function));
-    made->image = module;
+    for (Function *f = functions; f; f = f->next)
+        if (f->image == module && !strcmp(f->symbol, symbol)) {
+            *function = f;
+            return 0;
+        }
+    Function *made = calloc(1, sizeof(Function));
+    *made = (Function){.image = module, .next = functions};
     strcpy(made->symbol, symbol);
-    *function = made;
+    *function = functions = made;
     return 0;
 }
 int NAME(cuLaunchKernel, hipModuleLaunchKernel)(Function *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx,
@@ -61,7 +67,8 @@ int cuInit(unsigned flags) { inits++; return 0; }
 int cuDeviceGet(int *device, int index) { *device = index; return 0; }
 int cuDevicePrimaryCtxRetain(void **context, int device) { *context = (void *)(0x700000000 + device); return 0; }
 int cuCtxSetCurrent(void *context) { if (context != (void *)0x700000000) return 201; contexts++; return 0; }
-int cuFuncSetAttribute(void *f, int what, int value) { attribute = what; attribute_value = value; return 0; }
+int cuFuncSetAttribute(Function *f, int what, int value) { attribute = what; attribute_value = f->shared = value; return 0; }
+int cuFuncGetAttribute(int *value, int what, Function *f) { *value = what == 8 ? f->shared : 0; return 0; }
 int cuGetErrorString(int code, const char **text) { *text = code == 1 ? "invalid argument" : "bad image"; return 0; }
 #else
 const char *hipGetErrorString(int code) { return code == 1 ? "invalid argument" : "bad image"; }

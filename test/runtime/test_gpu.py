@@ -211,6 +211,15 @@ def test_launches_by_the_abi(artifact: Callable, machine: Machine) -> None:
         assert machine.number("contexts").value > 0
 
 
+def test_code_that_artifacts_share_keeps_the_most_shared_memory(machine: Machine) -> None:
+    if machine.backend != "cuda":
+        return
+    driver = devices.Cuda(0)
+    for shared, wanted in ((60000, 60000), (90000, 90000), (70000, 90000)):
+        driver.function(0, "kernel", shared)
+        assert machine.number("attribute_value").value == wanted
+
+
 def early(machine: Machine) -> list[int]:
     return [launch.early for launch in machine.launches()]
 

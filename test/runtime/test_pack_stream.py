@@ -75,12 +75,14 @@ def e2m1(code: Tensor) -> Tensor:
 def fragment(words: Tensor) -> Tensor:
     """float64 [16, 16]: the A operand that 32 words stand for, by the layout's text and PTX's definition of a0..a3."""
     a = torch.full((16, 16), torch.nan, dtype=torch.float64)
-    signs, magnitudes = (15, 12, 14, 13), (6, 3, 9, 0)
+    # Bits of the lowest to the highest of a code, of the first column's; 16 more of the second one's, without end.
+    places = ((6, 7, 8, 15), (0, 1, 2, 9), (10, 11, 12, 19), (4, 13, 14, 21))
     row, column = LANES // 4, LANES % 4 * 2
     for register in range(4):  # a1 and a3: row + 8; a2 and a3: column + 8
         for half in (0, 1):
-            bits = words.long() >> 16 * half
-            code = (bits >> signs[register] & 1) << 3 | bits >> magnitudes[register] & 7
+            code = sum(
+                (words.long() >> (place + 16 * half) % 32 & 1) << bit for bit, place in enumerate(places[register])
+            )
             a[row + 8 * (register % 2), column + 8 * (register // 2) + half] = e2m1(code)
     return a
 

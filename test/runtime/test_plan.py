@@ -10,6 +10,7 @@ from moeloom.runtime.null import Null
 from moeloom.runtime.plan import Plan, slot_offsets
 from moeloom.runtime.program import evaluate, parse
 from moeloom.runtime.target import Target
+from moeloom.runtime.workspace import Workspace
 
 ROWS = ["M", 4]
 NULL = Null(Target("cpu", (), {}, {}, {}))
@@ -93,6 +94,35 @@ def test_a_device_is_where_the_program_runs() -> None:
     steps = [moved, made, aten("add.Tensor", [9], value(2), value(3))]
     out, x, _ = run(3, {2: tensor(0), 3: tensor(1)}, steps)
     assert torch.equal(out, x + 2)
+
+
+class AtenAlone(Null):
+    """Runs programs without a launch."""
+
+    def execute(self, plan, live, outputs, ran) -> None:
+        plan.run(live, outputs, ran)
+
+
+def test_an_exchange_is_one_memory_for_all_programs() -> None:
+    """Zeros at first, kept between calls, and never poisoned."""
+    adds = {
+        "inputs": [{"name": "x", "value": 0, "dtype": "int32", "shape": ["M"], "optional": False, "strided": False}],
+        "weights": [],
+        "outputs": [{"value": 9, "dtype": "int32", "shape": ["M"]}],
+        "exchanges": [{"value": 5, "words": 3}],
+        "values": {"6": {"dtype": "int32", "shape": [3], "slot": None}},
+        "slots": 0,
+        "steps": [
+            aten("add_.Tensor", [6], value(5), value(0), {"literal": 1}),
+            aten("clone.default", [9], value(6), {"literal": None}),
+        ],
+    }
+    programs = [parse("one", adds, {}), parse("other", adds | {"name": "other"}, {})]
+    workspace = Workspace(AtenAlone(Target("cpu", (), {}, {}, {})), programs, poison=True)
+    x, out = torch.tensor([1, 2, 3], dtype=torch.int32), torch.empty(3, dtype=torch.int32)
+    for times, program in enumerate([*programs, programs[0]], 1):
+        workspace.run(program.name, program, 3, {}, {0: x}, [out], None)
+        assert torch.equal(out, times * x)
 
 
 def test_operator_without_an_out_form() -> None:

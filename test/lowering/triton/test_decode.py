@@ -36,12 +36,13 @@ GPT_OSS = {
     "programs": 2 * SM,
     "num_warps": 8,
     "early": False,
+    "paired": False,
     "quantise": "none",
     "routes": "none",
     "experts": 0,
 }
 DOWN = GPT_OSS | {"has_weights": True, "num_warps": 4, "stream_warps": 4, "programs": 4 * SM, "early": True}
-WIDE = DOWN | {"block": 16, "splits": 1, "num_warps": 8, "programs": 2 * SM}
+WIDE = DOWN | {"block": 16, "splits": 1, "num_warps": 8, "programs": 2 * SM, "paired": True}
 A4 = {"x": "f4E2M1FN", "layout": "tiled_32x8", "early": True}
 CHUNKS = 15  # a record of 2880 columns
 MMAS = 4  # a chunk
@@ -49,12 +50,13 @@ KERNELS = {
     "gate_up": ("decode_gate_up", GPT_OSS),
     "gate_up_a4": ("decode_gate_up", GPT_OSS | A4),
     "gate_up_quantises": ("decode_gate_up", GPT_OSS | {"quantise": "even"}),
-    "gate_up_16_quantises": ("decode_gate_up", GPT_OSS | {"quantise": "even", "block": 16}),
+    "gate_up_16_quantises": ("decode_gate_up", GPT_OSS | {"quantise": "even", "block": 16, "paired": True}),
     "down_quantises": ("decode_down", DOWN | {"splits": 3, "quantise": "even"}),
     "down": ("decode_down", DOWN | {"splits": 1}),
     "down_split": ("decode_down", DOWN | {"splits": 3}),
     "down_a4": ("decode_down", DOWN | A4 | {"splits": 3}),
-    "gate_up_16": ("decode_gate_up", GPT_OSS | {"block": 16}),
+    "gate_up_16": ("decode_gate_up", GPT_OSS | {"block": 16, "paired": True}),
+    "gate_up_16_shared": ("decode_gate_up", GPT_OSS | {"block": 16}),
     "gate_up_16_a4": ("decode_gate_up", GPT_OSS | A4 | {"block": 16}),
     "down_16": ("decode_down", WIDE),
     "down_16_a4": ("decode_down", WIDE | A4),
@@ -163,7 +165,7 @@ def test_the_stream_is_one_operand():
     assert types["weight"] == "*i32"
     assert "weight_scales" not in types
     assert list(types) == [
-        "x", "x_stride", "sorted_ids", "expert_ids", "num_valid", "weight", "bias", "h",
+        "x", "x_stride", "sorted_ids", "expert_ids", "num_valid", "weight", "bias", "exchange", "h",
     ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from ptx.machine import Fault, Machine
 from ptx.memory import Memory
+from ptx.products import exchange_of
 from torch import Tensor
 
 from moeloom.lowering.triton import build
@@ -21,6 +22,7 @@ from moeloom.lowering.triton.tiles import SM_90
 from moeloom.lowering.workers import CompileError
 from moeloom.runtime import reference
 from moeloom.runtime.pack_stream import pack_stream
+from moeloom.runtime.stream import EXCHANGE_FLAGS
 
 EXPERTS, TOPK, HIDDEN, INTERMEDIATE, PROGRAMS = 40, 3, 96, 72, 4
 BLOCK, SHARED_BYTES = 8, 64 << 10
@@ -30,7 +32,7 @@ SIZES = {"hidden": HIDDEN, "intermediate": INTERMEDIATE, "topk": TOPK, "block": 
 PRODUCT = SIZES | {"num_stages": 1, "ring": 6, "maxnreg": 128, "programs": PROGRAMS, "quantise": "none"}
 GATE_UP = PRODUCT | {"has_bias": True, "has_weights": False, "activation": "swiglu", "alpha": 1.702, "limit": 7.0}
 DOWN = PRODUCT | {"hidden": 80, "intermediate": 1088, "splits": 2, "has_bias": True, "has_weights": True}
-DOWN |= {"num_warps": 4, "stream_warps": 4}
+DOWN |= {"num_warps": 4, "stream_warps": 4, "paired": False}
 BY_LIST = {"routes": "none", "experts": 0, "has_num_tokens": False}
 BY_LOGITS = {"routes": "bf16", "experts": EXPERTS, "has_num_tokens": True, "early": True}
 OTHERS = {"score": "softmax_before_topk", "renormalise": True, "scale": 2.5, "logits": "f32"}
@@ -49,7 +51,8 @@ def kernels() -> dict[str, tuple[str, dict[str, Any]]]:
     ):
         params = GATE_UP | ROUTER | {"num_warps": warps} | own
         made[name] = ("decode_routed_gate_up", params)
-        listed = {key: value for key, value in params.items() if key in GATE_UP} | {"num_warps": warps, "early": False}
+        own = {"num_warps": warps, "early": False, "paired": False}
+        listed = {key: value for key, value in params.items() if key in GATE_UP} | own
         made[f"{name}, gate_up"] = ("decode_gate_up", listed)
         router = {key: params[key] for key in (*ROUTER, "counted")} | GROUPLESS
         made[f"{name}, route_sort"] = ("route_sort", router | TILE)
@@ -84,6 +87,8 @@ def run(
     template, params = KERNELS[name]
     memory, given = Memory(), [argument for argument, _ in TEMPLATES[template].arguments(params)]
     old = OLD.get(template, ()) if old is None else old
+    exchange = memory.place(exchange_of(params), writable=True, old=True) if "exchange" in given else 0
+    operands = {**operands, "exchange": exchange}
     places = [
         operands[argument]
         if isinstance(operands[argument], int)
@@ -94,6 +99,8 @@ def run(
     text = (folder / ASSEMBLY).read_text()
     machine = Machine(text, memory, np.full(SHARED_BYTES, 0xFF, np.uint8))
     machine.launch(tiles, [*places, *out, m], list(range(tiles))[::-1])
+    if exchange:
+        assert not memory.read_back(exchange, np.zeros(EXCHANGE_FLAGS, np.int32)).any(), "flags are left behind"
     for result, place in zip(results, out, strict=True):
         result.view(torch.uint8).copy_(torch.from_numpy(memory.read_back(place, array(result))))
 

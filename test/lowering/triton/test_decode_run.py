@@ -27,6 +27,7 @@ BASE = {
     "maxnreg": 128,
     "programs": 3,
     "early": False,
+    "paired": False,
     "quantise": "none",
     "routes": "none",
     "experts": 0,
@@ -34,6 +35,8 @@ BASE = {
 }
 GATE_UP = BASE | {"hidden": 96, "intermediate": 72, "activation": "swiglu", "alpha": 1.702, "limit": 7.0}
 DOWN = BASE | {"hidden": 144, "intermediate": 96, "splits": 1, "stream_warps": WARPS}
+SHARED = GATE_UP | {"hidden": 2112, "intermediate": 104, "programs": 7}
+PAIRED = {"block": 16, "paired": True, "programs": 4}
 A4 = {"x": "f4E2M1FN", "layout": "tiled_32x8"}
 PLAIN = {"has_bias": False, "has_weights": False}
 KERNELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -58,6 +61,14 @@ KERNELS: dict[str, tuple[str, dict[str, Any]]] = {
         GATE_UP | {"quantise": "even", "block": 16, "num_warps": 8, "hidden": 1088},
     ),
     "gate_up of 16 rows": ("decode_gate_up", GATE_UP | {"block": 16}),
+    "gate_up of 3 records that two share": ("decode_gate_up", SHARED),
+    "gate_up of 3 records in 16 rows that two share": ("decode_gate_up", SHARED | {"block": 16, "programs": 5}),
+    "gate_up of 16 rows, two programs a processor": ("decode_gate_up", GATE_UP | PAIRED),
+    "gate_up of 16 rows, 3 records, two programs a processor": ("decode_gate_up", SHARED | PAIRED),
+    "down of 16 rows, two programs a processor, early": (
+        "decode_down",
+        DOWN | PAIRED | {"hidden": 400, "early": True},
+    ),
     "gate_up a4 of 16 rows, 2 records": (
         "decode_gate_up",
         GATE_UP | A4 | {"block": 16, "hidden": 1088, "num_warps": 8},
@@ -98,8 +109,29 @@ def test_equals_the_product(assembly, name):
     found = run(template, params, assembly[name], call, lambda programs: list(range(programs)))
     limit = 3e-3 if call.stage == 1 else 1e-6  # h is rounded to bf16
     assert relative(found.double().sum(0), call.wanted()) < limit
+    if "share" in name:
+        return  # nobody waits for a program of a higher number
     backwards = run(template, params, assembly[name], call, lambda programs: list(range(programs))[::-1])
     assert torch.equal(found.view(torch.uint8), backwards.view(torch.uint8))
+
+
+@pytest.mark.parametrize("processors", [1, 3, 4])
+@pytest.mark.parametrize("name", [name for name, (_, params) in KERNELS.items() if params["paired"]])
+def test_every_run_is_taken_wherever_programs_are(assembly, name, processors):
+    """Programs alone on a processor, or more than two on one, one after another."""
+    template, params = KERNELS[name]
+    call = Call(template, params, TOKENS)
+    found = run(template, params, assembly[name], call, lambda programs: [2, 0, 3, 1], processors)
+    assert relative(found.double().sum(0), call.wanted()) < (3e-3 if call.stage == 1 else 1e-6)
+
+
+def test_nobody_waits_for_a_program_that_begins_later(assembly):
+    """Each of the two, alone and first, ends, or waits for one of a lower number."""
+    template, params = KERNELS["gate_up of 3 records that two share"]
+    call = Call(template, params, TOKENS)
+    run(template, params, assembly["gate_up of 3 records that two share"], call, lambda programs: [0], left=True)
+    with pytest.raises(Fault, match="does it end"):
+        run(template, params, assembly["gate_up of 3 records that two share"], call, lambda programs: [programs - 1])
 
 
 @pytest.mark.parametrize("name", ["gate_up", "gate_up that quantises", "down that quantises, early, 2 splits"])

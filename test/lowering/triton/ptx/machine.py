@@ -40,8 +40,11 @@ class Machine:
         self.starts = {0, *self.kernel.labels.values()}
         self.executed = 0
 
-    def launch(self, blocks: int, arguments: Sequence[int], order: Sequence[int] | None = None) -> None:
-        """Run a grid of `blocks`, in `order`."""
+    def launch(
+        self, blocks: int, arguments: Sequence[int], order: Sequence[int] | None = None, processors: int = 2
+    ) -> None:
+        """Run a grid of `blocks`, in `order`, on so many processors in turns."""
+        self._processors = processors
         names = list(self.kernel.params)
         assert len(arguments) <= len(names), f"{self.kernel.name} takes {len(names)} arguments"
         self.params: Mapping[str, int] = dict(zip(names, [*arguments, *[0] * len(names)], strict=False))
@@ -54,6 +57,7 @@ class Machine:
         self.flight = asynchronous.InFlight(count, self.shared)
         self.special = {"%tid.x": self.threads, "%ntid.x": count, "%ctaid.x": block, "%nctaid.x": blocks}
         self.special |= {"%laneid": self.threads % 32, "%tid.y": 0, "%tid.z": 0, SHARED_NAME: 0}
+        self.special["%smid"] = block % self._processors
         self.special |= {"%ctaid.y": 0, "%ctaid.z": 0}
         # Registers begin as garbage, the same on every run.
         self.registers = {

@@ -12,7 +12,7 @@ class Memory:
     """Global memory. Every access must lie in a buffer, be aligned, and write only what is to be written.
 
     Before a thread has waited for the launch in front of its own, it may touch constants alone, and of what older
-    launches wrote what it reads past L1.
+    launches wrote what it reads past L1, or changes by atomics.
     """
 
     def __init__(self) -> None:
@@ -55,6 +55,18 @@ class Memory:
 
     def store(self, addresses: np.ndarray, values: np.ndarray, threads: np.ndarray) -> None:
         self._bytes[self._places(addresses, values.shape[1], self._writable, "writes")] = values
+
+    def combine(self, addresses: np.ndarray, values: np.ndarray, how: np.ufunc, early: np.ndarray) -> np.ndarray:
+        """Change the words at `addresses` by `values`, one after another, and give what was there. `early`: which
+        threads have not waited."""
+        places = self._places(addresses, 4, self._readable & self._writable, "changes")
+        assert self._old[places[early]].all(), "changes before griddepcontrol.wait what the launch in front may write"
+        before = np.empty_like(values)
+        for i, place in enumerate(places[:, 0]):
+            word = self._bytes[place : place + 4].view(values.dtype)
+            before[i] = word[0]
+            word[0] = how(word[0], values[i])
+        return before
 
     def check_early(self, addresses: np.ndarray, size: int, past_l1: bool) -> None:
         """That threads which have not waited may read `size` bytes at each of `addresses`."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from moeloom.lowering.triton.templates import TEMPLATES
 from moeloom.runtime import reference
 from moeloom.runtime.pack_stream import pack_stream
+from moeloom.runtime.stream import EXCHANGE_FLAGS
 
 from .machine import Machine
 from .memory import Memory
@@ -130,13 +131,31 @@ def array(tensor: Tensor) -> np.ndarray:
     return tensor.contiguous().view(torch.uint8).numpy()
 
 
-def run(template: str, params: Mapping[str, Any], text: str, call: Call, order: Callable[[int], list[int]]) -> Tensor:
-    """What the kernel writes into memory full of NaN."""
+def exchange_of(params: Mapping[str, Any]) -> np.ndarray:
+    """The exchange of a decode kernel: flags that are 0, and room for sums."""
+    sums = params["programs"] * 32 * params["num_warps"] * 4 * (params["block"] // 8)
+    return np.concatenate([np.zeros(EXCHANGE_FLAGS, np.int32), np.full(sums, -1, np.int32)])
+
+
+def run(
+    template: str,
+    params: Mapping[str, Any],
+    text: str,
+    call: Call,
+    order: Callable[[int], list[int]],
+    processors: int = 2,
+    left: bool = False,
+) -> Tensor:
+    """What the kernel writes into memory full of NaN. `left`: programs are left out, and flags with them."""
     rows = call.ids.numel()
     kind, columns = (torch.bfloat16, params["intermediate"]) if call.stage == 1 else (torch.float32, params["hidden"])
     out = torch.full((params.get("splits", 1), rows, columns), torch.nan, dtype=kind)
-    memory, arguments, given = Memory(), [], call.given()
+    memory, arguments, given, exchange = Memory(), [], call.given(), None
     for name, _ in TEMPLATES[template].arguments(params)[:-1]:
+        if name == "exchange":
+            exchange = memory.place(exchange_of(params), writable=True, old=True)
+            arguments.append(exchange)
+            continue
         value = given[name]
         given_early = {"constant": name in CONSTANT, "old": params.get("early", False) and name in LISTS}
         offset = 0 if call.aligned or name != "x" else 2
@@ -144,7 +163,9 @@ def run(template: str, params: Mapping[str, Any], text: str, call: Call, order: 
         arguments.append(place)
     result = memory.place(array(out), writable=True)
     machine = Machine(text, memory, np.full(SHARED_BYTES, 0xFF, np.uint8))
-    machine.launch(params["programs"], [*arguments, result, len(call.ids)], order(params["programs"]))
+    machine.launch(params["programs"], [*arguments, result, len(call.ids)], order(params["programs"]), processors)
+    if exchange is not None and not left:
+        assert not memory.read_back(exchange, np.zeros(EXCHANGE_FLAGS, np.int32)).any(), "flags are left behind"
     return torch.from_numpy(memory.read_back(result, array(out))).view(kind).view(out.shape)
 
 

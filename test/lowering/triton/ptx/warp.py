@@ -118,13 +118,19 @@ def _redux(machine, parts, operands):
 
 @rule("atom", "red")
 def _atom(machine, parts, operands):
-    """atom.shared.add of u32."""
-    assert in_shared(parts) and "add" in parts and parts[-1] == "u32", parts
+    """atom.add and atom.max of 32 bits, in shared memory add alone."""
     *to, place, given = operands
-    places = address(machine, place, np.uint32)
-    before = np.zeros(len(machine.threads), np.uint32)
-    active = machine.active
-    before[active] = machine.shared.add(places[active], machine.value(given, np.uint32)[active])
+    before, active, kind = np.zeros(len(machine.threads), np.uint32), machine.active, TYPES[parts[-1]]
+    if in_shared(parts):
+        assert "add" in parts and kind is np.uint32, parts
+        places = address(machine, place, np.uint32)
+        before[active] = machine.shared.add(places[active], machine.value(given, np.uint32)[active])
+    else:
+        combine = np.add if "add" in parts else np.maximum
+        assert combine is np.add or "max" in parts, parts
+        places = address(machine, place, np.uint64)[active]
+        values, early = machine.value(given, kind)[active], ~machine.waited[active]
+        before[active] = machine.memory.combine(places, values, combine, early).view(np.uint32)
     for name in to:
         machine.set(name, before)
 
