@@ -125,7 +125,8 @@ def test_multiplies_a_chunk_in_few_instructions(compiled, name):
             for text in loop
             if text.startswith(("LOP3", "IMAD.SHL", "SHF", "LDSM", "SHFL", "HMMA", "HMUL2", "FFMA"))
         ]
-        assert len(work) <= (70 if octets == 1 else 65 + 6 * octets) * CHUNKS  # an octet more: 2 LDSM, 4 HMMA
+        # 9 for a fragment of 8 weights, four times, and their scales; an octet more: 2 LDSM, 4 HMMA.
+        assert len(work) <= (62 if octets == 1 else 59 + 6 * octets) * CHUNKS
 
 
 @pytest.mark.parametrize("name", STREAMING)
