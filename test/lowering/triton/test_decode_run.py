@@ -125,6 +125,19 @@ def test_every_run_is_taken_wherever_programs_are(assembly, name, processors):
     assert relative(found.double().sum(0), call.wanted()) < (3e-3 if call.stage == 1 else 1e-6)
 
 
+def test_the_older_one_of_two_programs_gets_more(assembly):
+    name = "gate_up of 16 rows, two programs a processor"
+    template, params = KERNELS[name]
+    call = Call(template, params, TOKENS)
+
+    def written(*programs: int) -> int:
+        """By these, of which 0 and 2 are on one processor."""
+        return int((~run(template, params, assembly[name], call, lambda _: [*programs], left=True).isnan()).sum())
+
+    alone = written(0)
+    assert alone == written(2) > written(0, 2) - alone > 0
+
+
 def test_nobody_waits_for_a_program_that_begins_later(assembly):
     """Each of the two, alone and first, ends, or waits for one of a lower number."""
     template, params = KERNELS["gate_up of 3 records that two share"]

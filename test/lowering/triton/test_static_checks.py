@@ -99,6 +99,9 @@ def test_launches_that_overlap_say_so(layers):
         assert {variant["dependent"] for _, _, variant in variants(layers, target)} == {target == "sm_90"}
 
 
+COUNTERS = r"\b(red\.global\.gpu\.relaxed\.max\.s32|atom\.global\.gpu\.relaxed\.add\.u32)"
+
+
 def test_waits_for_the_launch_in_front(layers, folder):
     """At the very start; an early kernel has read its list and begun with its weights, and waits on all its ways."""
     texts = [path.read_text() for path in folder.glob(f"cache/*.cubin/{ASSEMBLY}")]
@@ -107,7 +110,9 @@ def test_waits_for_the_launch_in_front(layers, folder):
         start = text.index(".reqntid")
         before, after = text[start : text.index("griddepcontrol.wait")], text[text.index("griddepcontrol.wait") :]
         assert "griddepcontrol.launch_dependents" not in before
-        assert not re.search(r"\b(st\.global|atom|red\.|ret;)", before)
+        # Of two programs on an SM each takes its place by counters, which no launch right in front uses.
+        counted = re.sub(COUNTERS, "", before) if re.search(r"\.entry decode_(gate_up|down)_kernel", text) else before
+        assert not re.search(r"\b(st\.global|atom|red\.|ret;)", counted)
         reads = re.findall(r"\bld\.global\S*|\bcp\.async\S*|\bbra\b", before)
         early = [read for read in reads if ".cg." in read or "evict_first" in read or read == "bra"]
         assert reads == early
