@@ -96,26 +96,28 @@ def command(
     """
     from moeloom.shape import Shape
     from moeloom.tuning.budget import Budget
+    from moeloom.tuning.interrupts import remembered
     from moeloom.tuning.measuring import WrongNumbers
     from moeloom.tuning.tune import request_of, tune
 
     output.quieten_imports()
-    limit = Budget(budget)
     load = {"device": device, "threads": threads, "tier": tier}
     own = {name: value for name, value in load.items() if value is not None}
     try:
-        with needs_compiler(), output.progress(lambda: limit.left) as progress:
-            request = request_of(
-                directory,
-                model=model,
-                shape=Shape.parse(shape) if shape else None,
-                what=tuple(what.split(",")) if what else None,
-                in_force=_settings(tuning, target) if tuning else None,
-                target=target,
-                stages=int(stages) if stages in ("1", "2") else stages,
-                **wanted,
-            )
-            found = tune(directory, request, only=only, budget=limit, progress=progress, **own)
+        with remembered() as check:
+            limit = Budget(budget, check)
+            with needs_compiler(), output.progress(lambda: limit.left) as progress:
+                request = request_of(
+                    directory,
+                    model=model,
+                    shape=Shape.parse(shape) if shape else None,
+                    what=tuple(what.split(",")) if what else None,
+                    in_force=_settings(tuning, target) if tuning else None,
+                    target=target,
+                    stages=int(stages) if stages in ("1", "2") else stages,
+                    **wanted,
+                )
+                found = tune(directory, request, only=only, budget=limit, progress=progress, **own)
     except WrongNumbers as error:
         click.echo(f"moeloom: error: {error}", err=True)
         sys.exit(EXIT_FAILED_CHECK)

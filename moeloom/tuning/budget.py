@@ -7,9 +7,13 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Budget:
-    """`seconds` from now. A step under way when it is over is finished, none is begun after."""
+    """`seconds` from now. A step under way when it is over is finished, none is begun after.
+
+    `check` is called before each step: it raises where none is to be begun for another reason.
+    """
 
     seconds: float
+    check: Callable[[], None] = lambda: None
     clock: Callable[[], float] = time.monotonic
     _start: float = field(init=False)
 
@@ -23,4 +27,5 @@ class Budget:
 
     @property
     def over(self) -> bool:
+        self.check()
         return self.left == 0.0
