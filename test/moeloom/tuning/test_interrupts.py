@@ -1,11 +1,20 @@
 """moeloom/tuning/interrupts.py: an interrupt that a destructor swallowed."""
 
 import signal
+from collections.abc import Iterator
 
 import pytest
 
 from moeloom.tuning.budget import Budget
 from moeloom.tuning.interrupts import remembered
+
+
+@pytest.fixture(autouse=True)
+def heeded() -> Iterator[None]:
+    """As where Python starts; a shell's background jobs have SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class Swallows:
@@ -26,10 +35,7 @@ def test_a_lost_interrupt_ends_the_next_step() -> None:
 
 
 def test_where_interrupts_are_ignored_they_stay_so() -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with remembered() as check:
-            signal.raise_signal(signal.SIGINT)
-            check()
-    finally:
-        signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with remembered() as check:
+        signal.raise_signal(signal.SIGINT)
+        check()
