@@ -3,13 +3,20 @@ launches, ATen, a view and an alternative."""
 
 import hashlib
 import subprocess
+import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 
 from moeloom.runtime.artifact import ArtifactWriter
+
+# Its fixtures are for all tests here, which import it by name.
+sys.path.insert(0, str(Path(__file__).parent))
+_gpu = import_module("gpu_stand_in")
+artifact, machine, stand_in = _gpu.artifact, _gpu.machine, _gpu.stand_in
 
 WIDTH = 8
 SWITCH = 4  # M up to which the first alternative runs
