@@ -30,7 +30,7 @@ from decode_products import (
 
 from moeloom.runtime.cuda import Cuda
 
-BLOCKS = (32, 64, 128)
+BLOCKS = (32, 64, 80, 128, 160)
 CHECKED_SHAPES = {"gpt_oss": BLOCKS, "qwen3": (64,), "deepseek_rank": (64,), "odd": (8, 16, *BLOCKS)}
 CHECKED = (2, 29, 300)
 TIMED_SHAPE = "gpt_oss"

@@ -11,8 +11,8 @@ from moeloom.passes.base import PassError
 
 Params = dict[str, Any]
 """The params of a kernel.define: numbers, words and switches (docs/program.md)."""
-SMALLEST_BLOCK = 16
-"""Rows of the smallest sort block of products other than the decode kernels."""
+COMMON_BLOCKS = (16, 32, 64, 128)
+"""Rows of the sort blocks that every target's products take: the contract's."""
 TILE_ROWS = 32
 """Rows of a tile of the tiled_32x8 layout: scale buffers are rounded up to it."""
 
@@ -171,12 +171,12 @@ def require_mx_codes(op, target: str) -> None:
 
 
 def require_block(op, target: str, layout: str) -> None:
-    """PassError for sort blocks of 8 rows, which only the decode kernels take."""
-    if op.block.value < SMALLEST_BLOCK:
+    """PassError for sort blocks that only the kernels of one layout take."""
+    if op.block.value not in COMMON_BLOCKS:
         raise PassError(
             op,
             f"sort blocks of {op.block.value} rows have no kernel for target {target} and weights {layout}; "
-            f"plan with block={SMALLEST_BLOCK} or more",
+            f"plan with block={', '.join(map(str, COMMON_BLOCKS[:-1]))} or {COMMON_BLOCKS[-1]}",
         )
 
 

@@ -17,6 +17,8 @@ from .compile import CODE, FACTS
 from .templates import TEMPLATES
 
 COSTLY = ("gate_up", "down", "experts_one_stage", "prefill_gate_up", "prefill_down")
+WORDS = {"num_tokens"}
+"""Arguments that point to one word."""
 WORKER = "moeloom.lowering.triton.compile"
 
 
@@ -69,7 +71,7 @@ def compile_kernels(
     absent = sorted({kernel["template"] for kernel in kernels.values()} - TEMPLATES.keys())
     if absent:
         raise CompileError(f"target {architecture.name} has no kernel template {', '.join(absent)}")
-    wanted = [(name, ALIGNED, ()) for name in kernels] + [
+    wanted = [(name, ALIGNED, ()) for name in kernels if not _only_words(kernels[name], generic.get(name, ()))] + [
         (name, 1, generic[name]) for name in kernels if name in generic
     ]
     jobs = [_job(name, kernels[name], architecture, unknown) for name, _, unknown in wanted]
@@ -77,6 +79,12 @@ def compile_kernels(
     for (name, divisible, _), path in zip(wanted, make(WORKER, jobs, cache, progress, _environment()), strict=True):
         compiled[name][divisible] = path
     return compiled
+
+
+def _only_words(kernel: Mapping[str, Any], unknown: Collection[int]) -> bool:
+    """Whether all that a kernel's second variant assumes nothing of are pointers to one word: then it is as fast."""
+    names = [argument for argument, _ in TEMPLATES[kernel["template"]].arguments(kernel["params"])]
+    return bool(unknown) and {names[number] for number in unknown} <= WORDS
 
 
 def _job(name: str, kernel: Mapping[str, Any], architecture: Architecture, unknown: Collection[int]) -> Job:

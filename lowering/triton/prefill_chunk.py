@@ -16,11 +16,17 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from .decode_chunk import _fragment, _registers
+from .decode_stream import threads_layout
 
 SUM_SCALE = gl.constexpr(2.0**62)
 """A finished sum times this is the product."""
-MOST_SUMS_PENDING = 32
-"""Sums a thread beside which it has registers for two chunks of weights."""
+SUM = "moe_sum"
+"""Registers of a thread's sums, by number: declared once, named by assembly, and no values of Triton's. As operands of
+each chunk, 160 of them, they took half of the time in which a kernel is compiled."""
+MOST_TOKENS_PENDING = 64
+"""Tokens beside whose sums a thread has registers for two chunks of weights."""
+MOST_TOKENS_BESIDE_A_CHUNK = 128
+"""And for one; beside more it widens half a chunk at a time."""
 STEP_COLUMNS = gl.constexpr(64)
 """Columns of a chunk: 128 bytes of x a token, the width of wgmma's swizzle."""
 STEP_BYTES = gl.constexpr(128)
@@ -39,64 +45,82 @@ def matrix_of(address):
 
 
 @gluon.constexpr_function
-def chunks_pending(sums):
-    """Chunks whose products may be under way when a thread with so many sums starts those of another one."""
-    return 1 if sums <= MOST_SUMS_PENDING else 0
+def chunks_pending(tokens):
+    """Chunks whose products may be under way when those of another one start."""
+    return 1 if tokens <= MOST_TOKENS_PENDING else 0
 
 
 @gluon.constexpr_function
-def chunk_constraints(sums):
-    """Operands of `chunk_assembly` as inline assembly takes them."""
-    return ",".join([*["=f"] * sums, *[str(number) for number in range(sums)], *["r"] * 9])
+def fragments_at_once(tokens):
+    """Fragments of a chunk that are widened before their products start."""
+    return 4 if tokens <= MOST_TOKENS_BESIDE_A_CHUNK else 2
 
 
 @gluon.constexpr_function
-def chunk_assembly(chunk, sums):
-    """PTX for chunk number `chunk` of a record, 2 * `sums` tokens. Operands: the sums of a lane, the same before, its 4
-    words of weights, its 4 words of the scale chunk, and `matrix_of` x of these columns."""
-    words, spread, place = 2 * sums, 2 * sums + 4, 2 * sums + 8
+def chunk_assembly(chunk, tokens):
+    """PTX for chunk number `chunk` of a record. Operands: 4 words of weights, 4 of the scale chunk, `matrix_of` x."""
+    sums = tokens // 2
     lines = [
         ".reg .b32 a<4>, w<16>, m, s, q, f<4>, low;",
         ".reg .b64 d;",
-        f"wgmma.wait_group.sync.aligned {chunks_pending(sums)};",
+        f"wgmma.wait_group.sync.aligned {chunks_pending(tokens)};",
         # The four lanes of a row share its scales: four words of the chunk each.
-        f"shfl.sync.idx.b32 q, ${spread + chunk % 4}, {chunk // 4}, 0x1c1f, 0xffffffff;",
+        f"shfl.sync.idx.b32 q, ${4 + chunk % 4}, {chunk // 4}, 0x1c1f, 0xffffffff;",
     ]
     # Bytes: row r of both groups of 32 columns, row r + 8 of both; each twice, as the exponents of two bf16.
     for byte in range(4):
         lines += [f"prmt.b32 f{byte}, q, 0, 0x4{byte}4{byte};", f"shl.b32 f{byte}, f{byte}, 7;"]
-    for step in range(4):
-        lines += _fragment(f"${words + step}")
-        for number in range(4):
-            lines.append(f"mul.rn.bf16x2 w{4 * step + number}, a{number}, f{number % 2 * 2 + step // 2};")
-    lines.append("wgmma.fence.sync.aligned;")
-    accumulators = "{" + ", ".join(f"${number}" for number in range(sums)) + "}"
-    for step in range(4):
-        lines += [
-            f"add.u32 low, ${place}, {2 * step};",  # 16 columns on
-            f"mov.b64 d, {{low, {_HIGH}}};",
-            f"wgmma.mma_async.sync.aligned.m64n{2 * sums}k16.f32.bf16.bf16 {accumulators}, "
-            f"{_registers('w', 4 * step, 4)}, d, 1, 1, 1, 0;",
-        ]
-    lines.append("wgmma.commit_group.sync.aligned;")
+    at_once = fragments_at_once(tokens)
+    for first in range(0, 4, at_once):
+        steps = range(first, first + at_once)
+        if first:
+            lines.append("wgmma.wait_group.sync.aligned 0;")
+        for step in steps:
+            lines += _fragment(f"${step}")
+            for number in range(4):
+                register = (step - first) * 4 + number
+                lines.append(f"mul.rn.bf16x2 w{register}, a{number}, f{number % 2 * 2 + step // 2};")
+        lines.append("wgmma.fence.sync.aligned;")
+        for step in steps:
+            lines += [
+                f"add.u32 low, $8, {2 * step};",  # 16 columns on
+                f"mov.b64 d, {{low, {_HIGH}}};",
+                f"wgmma.mma_async.sync.aligned.m64n{tokens}k16.f32.bf16.bf16 {_registers(SUM, 0, sums)}, "
+                f"{_registers('w', 4 * (step - first), 4)}, d, 1, 1, 1, 0;",
+            ]
+        lines.append("wgmma.commit_group.sync.aligned;")
     return "{\n\t" + "\n\t".join(lines) + "\n}"
 
 
 @gluon.jit
-def multiply_chunk(sums, words, scales, matrix, CHUNK: gl.constexpr):
-    """`sums` + a fragment of chunk number CHUNK of a record times x, a `matrix_of`; under way on return.
+def declare_sums(TOKENS: gl.constexpr):
+    """Registers for the sums of up to TOKENS. Called once in a kernel, before all that follow."""
+    gl.inline_asm(_declaration(TOKENS))
+
+
+@gluon.constexpr_function
+def _declaration(tokens):
+    return f".reg .f32 {SUM}<{tokens // 2}>;"
+
+
+@gluon.jit
+def zero_sums(TOKENS: gl.constexpr):
+    """Begin the sums of TOKENS."""
+    gl.inline_asm(_zeros(TOKENS))
+
+
+@gluon.constexpr_function
+def _zeros(tokens):
+    return " ".join(f"mov.f32 {SUM}{number}, 0f00000000;" for number in range(tokens // 2))
+
+
+@gluon.jit
+def multiply_chunk(words, scales, matrix, CHUNK: gl.constexpr, TOKENS: gl.constexpr):
+    """Add a fragment of chunk number CHUNK of a record times x, a `matrix_of`, to the sums; under way on return.
 
     `words`, `scales` i32 [threads, 4].
     """
-    form: gl.constexpr = sums[0].type
-    rest = (words, scales, matrix)
-    return gl.inline_asm(
-        chunk_assembly(CHUNK, len(sums)),
-        chunk_constraints(len(sums)),
-        sums + rest,
-        (form,) * len(sums),
-        is_pure=False,
-    )
+    gl.inline_asm(chunk_assembly(CHUNK, TOKENS), "r,r,r,r,r,r,r,r,r", [words, scales, matrix])
 
 
 @gluon.jit
@@ -110,14 +134,19 @@ def _waiting(pending):
     return f"wgmma.wait_group.sync.aligned {pending};"
 
 
-@gluon.constexpr_function
-def tied(sums):
-    """`sums` results that are as many operands."""
-    return ",".join([*["=f"] * sums, *[str(number) for number in range(sums)]])
-
-
 @gluon.jit
-def finished(sums):
-    """`sums`, when all products are over."""
-    form: gl.constexpr = sums[0].type
-    return gl.inline_asm("wgmma.wait_group.sync.aligned 0;", tied(len(sums)), sums, (form,) * len(sums), is_pure=False)
+def sums_of(FIRST: gl.constexpr, TOKENS: gl.constexpr):
+    """f32 [threads] each: the sums of TOKENS from FIRST on, as `decode_stream.zero_sums` has them. All products must be
+    over (`wait_for_products`)."""
+    kind: gl.constexpr = gl.distributed_type(gl.float32, [32 * gl.num_warps()], threads_layout(gl.num_warps()))
+    return gl.inline_asm(_moves(FIRST, TOKENS), _results(TOKENS), [], (kind,) * (TOKENS // 2), is_pure=False)
+
+
+@gluon.constexpr_function
+def _moves(first, tokens):
+    return " ".join(f"mov.f32 ${number}, {SUM}{first // 2 + number};" for number in range(tokens // 2))
+
+
+@gluon.constexpr_function
+def _results(tokens):
+    return ",".join(["=f"] * (tokens // 2))

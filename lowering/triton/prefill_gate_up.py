@@ -12,11 +12,12 @@ from moeloom.runtime.stream import Stream
 from .activation import gated
 from .decode_gate_up import store_gated
 from .decode_params import x_argument
-from .decode_stream import own_tokens, thread_numbers, threads_layout
+from .decode_stream import thread_numbers, threads_layout
 from .dependents import follow
-from .prefill_chunk import SUM_SCALE
+from .prefill_chunk import SUM_SCALE, sums_of, wait_for_products
+from .prefill_order import block_at, length_of, lengths
 from .prefill_params import prefill_arguments, prefill_constants
-from .prefill_stream import ENTRIES_TOKENS, begin, multiply_unit, units_a_part, units_behind
+from .prefill_stream import begin, first_unit, multiply_unit, own_part, part_of, units_a_part
 from .product_params import absent, activation_constants
 from .template import Params, Template
 
@@ -54,26 +55,22 @@ def prefill_gate_up_kernel(
     TARGET: gl.constexpr,
 ):
     follow(TARGET)
+    # Rows of x that are not aligned are rare: not worth the time that more lengths take to compile.
+    ORDER: gl.constexpr = ORDERED if ALIGNED else 0
     UNITS: gl.constexpr = units_a_part(TILES, STREAM_WARPS, gl.num_warps())
     first, blocks = gl.program_id(0), gl.load(num_valid) // BLOCK
     if first >= blocks * UNITS:
         return
-    state, longs, order, x_shared, alive = begin(
+    state, ends, order, x_shared, alive = begin(
         x, x_stride, sorted_ids, expert_ids, weight, blocks, BLOCK, HIDDEN, TILES, RECORDS, CHUNKS, STREAM_WARPS, RING,
-        STEP, STEPS, AHEAD, PROGRAMS, 1, TOPK, ALIGNED, ORDERED,
+        STEP, STEPS, AHEAD, PROGRAMS, 1, TOPK, ALIGNED, ORDER,
     )  # fmt: skip
-    for unit in range(first, longs * UNITS, PROGRAMS):
-        state = _unit(
-            unit, blocks, state, order, x_shared, x, x_stride, sorted_ids, expert_ids, sorted_weights, weight, bias, h,
-            BLOCK, BLOCK, HIDDEN, INTERMEDIATE, TOPK, TILES, RECORDS, CHUNKS, STREAM_WARPS, RING, STEP, STEPS, AHEAD,
-            PROGRAMS, ACTIVATION, ALPHA, LIMIT, ALIGNED, ORDERED,
-        )  # fmt: skip
-    if ORDERED > 0:
-        for unit in range(units_behind(first, longs * UNITS, PROGRAMS), blocks * UNITS, PROGRAMS):
+    for number in gl.static_range(lengths(BLOCK, ORDER)):
+        for unit in range(first_unit(ends, number, UNITS, PROGRAMS), ends[number] * UNITS, PROGRAMS):
             state = _unit(
                 unit, blocks, state, order, x_shared, x, x_stride, sorted_ids, expert_ids, sorted_weights, weight, bias,
-                h, BLOCK // 2, BLOCK, HIDDEN, INTERMEDIATE, TOPK, TILES, RECORDS, CHUNKS, STREAM_WARPS, RING, STEP,
-                STEPS, AHEAD, PROGRAMS, ACTIVATION, ALPHA, LIMIT, ALIGNED, ORDERED,
+                h, length_of(BLOCK, number), BLOCK, HIDDEN, INTERMEDIATE, TOPK, TILES, RECORDS, CHUNKS, STREAM_WARPS,
+                RING, STEP, STEPS, AHEAD, PROGRAMS, ACTIVATION, ALPHA, LIMIT, ALIGNED, ORDER,
             )  # fmt: skip
     alive[0]._keep_alive()
     alive[1]._keep_alive()
@@ -116,11 +113,11 @@ def _unit(
 ):
     """A unit of the first TOKENS of its block; `state` as in `multiply_unit`."""
     UNITS: gl.constexpr = units_a_part(TILES, STREAM_WARPS, gl.num_warps())
-    block, expert = state[4], state[5]
-    sums, state = multiply_unit(
+    state = multiply_unit(
         unit, blocks, state, order, x_shared, x, x_stride, sorted_ids, expert_ids, weight, TOKENS, BLOCK, HIDDEN, TILES,
         RECORDS, CHUNKS, STREAM_WARPS, RING, STEP, STEPS, AHEAD, PROGRAMS, 1, TOPK, ALIGNED, ORDERED,
     )  # fmt: skip
+    block, expert = block_at(order, expert_ids, unit // UNITS, blocks, ORDERED)
     thread = thread_numbers(threads_layout(gl.num_warps()))
     output = (unit % UNITS * gl.num_warps() + thread // 32) * 8 + thread % 32 // 4
     present = output < INTERMEDIATE
@@ -128,13 +125,13 @@ def _unit(
         biases = bias + expert.to(gl.int64) * (2 * INTERMEDIATE) + output
         gate_bias = gl.load(biases, mask=present, other=0.0)
         up_bias = gl.load(biases + INTERMEDIATE, mask=present, other=0.0)
-    PART: gl.constexpr = min(TOKENS, ENTRIES_TOKENS)
+    PART: gl.constexpr = part_of(TOKENS)
     for first_token in gl.static_range(0, TOKENS, PART):
         # Asked for at once: a store would hold back every load behind it.
-        entries = own_tokens(sorted_ids + block * BLOCK + first_token, 0, PART)
-        if sorted_weights is not None:
-            shares = own_tokens(sorted_weights + block * BLOCK + first_token, 0, PART)
-        own = sums[first_token // 2 : (first_token + PART) // 2]
+        entries, shares = own_part(sorted_ids, sorted_weights, block * BLOCK + first_token, PART)
+        if first_token == 0:
+            wait_for_products(0)
+        own = sums_of(first_token, PART)
         for token in gl.static_range(PART // 4):
             gate, up = own[token // 2 * 4 + token % 2] * SUM_SCALE, own[token // 2 * 4 + token % 2 + 2] * SUM_SCALE
             if sorted_weights is not None:

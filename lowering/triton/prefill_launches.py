@@ -22,8 +22,10 @@ from moeloom.lowering.packing import STREAM_WARPS
 from moeloom.lowering.triton.decode_launches import BYTES_A_VALUE, partial, programs_by_registers
 from moeloom.runtime.stream import SWIZZLE_BYTES
 
-BYTES_A_BLOCK = 4
-"""Of the order of the sort blocks."""
+TOKENS_A_WARP = 4
+"""Of which a warp copies a piece each at once: `prefill_x.room`, without Triton."""
+BYTES_A_BLOCK, BYTES_A_ROW = 8, 4
+"""Of the order of the sort blocks, and of the table of a block's rows."""
 
 
 def prefill_gate_up(lower: FunctionLowering, op: moe.GateUpOp) -> list[ir.Value]:
@@ -51,8 +53,9 @@ def _prefill(
     assert architecture is not None
     tile = lower.target.tile(f"prefill_{product}", block=op.block.value)
     by_registers = programs_by_registers(architecture, tile["maxnreg"], tile["num_warps"])
-    shared = BYTES_A_VALUE * tile["steps"] * tile["step"] * op.block.value + SWIZZLE_BYTES
-    shared += BYTES_A_BLOCK * tile["ordered"]
+    room = -(-op.block.value // (TOKENS_A_WARP * tile["num_warps"])) * TOKENS_A_WARP * tile["num_warps"]
+    shared = BYTES_A_VALUE * tile["steps"] * tile["step"] * room + SWIZZLE_BYTES
+    shared += BYTES_A_BLOCK * tile["ordered"] + BYTES_A_ROW * op.block.value
     programs = architecture.processors * min(by_registers, architecture.resident(shared))
     params: Params = {
         "topk": op.topk.value,

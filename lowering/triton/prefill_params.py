@@ -10,8 +10,8 @@ from moeloom.runtime.stream import CHUNK_COLUMNS, Stream
 from .product_params import product_arguments
 from .template import Params
 
-BLOCKS = (8, 16, 32, 64, 128)
-"""Rows of a sort block: the N of wgmma."""
+BLOCKS = (8, 16, 32, 64, 80, 128, 160)
+"""Rows of a sort block."""
 
 
 def prefill_arguments(params: Params) -> list[tuple[str, str]]:

@@ -2,8 +2,8 @@
 
 A unit is a sort block and 16 * num_warps rows of the packed weight, a fragment a warp. Programs take every PROGRAMS-th
 unit, tiles fastest: those at work at a time share weights and rows of x in L2. What the next unit needs is asked for
-before the present one ends. A block whose second half is padding is multiplied as half a block, after all whole ones,
-in a loop of its own: where a branch chooses between the two, ptxas makes every product wait for the one before.
+before the present one ends. A block is multiplied as long as what is in it (`prefill_order.py`), each length in a
+loop of its own: where a branch chooses between two, ptxas makes every product wait for the one before.
 """
 
 from __future__ import annotations
@@ -13,24 +13,31 @@ from triton.experimental.gluon import language as gl
 
 from moeloom.runtime.stream import CHUNK_BYTES as _CHUNK_BYTES
 
-from .decode_chunk import OCTET
-from .decode_stream import CHUNK_WORDS, pushed, thread_numbers, units_a_part, words_layout, zero_sums
+from .decode_stream import CHUNK_WORDS, own_tokens, pushed, thread_numbers, units_a_part, words_layout
 from .decode_x import address_of
 from .prefill_chunk import (
-    STEP_BYTES,
     STEP_COLUMNS,
     chunks_pending,
-    finished,
+    declare_sums,
     matrix_of,
     multiply_chunk,
     wait_for_products,
+    zero_sums,
 )
-from .prefill_order import block_at, order_blocks
-from .prefill_x import aligned, allocate_steps, copy_step, own_entries, rows_of, wait_for_copies
+from .prefill_order import _BLOCK_BYTES, BYTES_A_BLOCK, block_at, order_blocks
+from .prefill_x import (
+    aligned,
+    allocate_steps,
+    copy_step,
+    get_rows,
+    no_rows,
+    put_rows,
+    rows_of,
+    step_bytes,
+    wait_for_copies,
+)
 
 CHUNK_BYTES = gl.constexpr(_CHUNK_BYTES)
-ENTRIES_TOKENS = gl.constexpr(32)
-"""Tokens whose entries of the sorted list threads hold at a time when they store: all of them would fill registers."""
 
 
 @gluon.constexpr_function
@@ -78,15 +85,6 @@ def fill_ring(start, STREAM_WARPS: gl.constexpr, RING: gl.constexpr):
 
 
 @gluon.jit
-def choose(condition, these, those):
-    """One of two tuples, by a scalar."""
-    chosen = (gl.where(condition, these[0], those[0]),)
-    for number in gl.static_range(1, len(these)):
-        chosen = pushed(chosen, gl.where(condition, these[number], those[number]))
-    return chosen
-
-
-@gluon.jit
 def begin(
     x,
     x_stride,
@@ -110,34 +108,79 @@ def begin(
     ALIGNED: gl.constexpr,
     ORDERED: gl.constexpr,
 ):
-    """The state that a program's first unit goes on with (`multiply_unit`), how many blocks are long, their order,
-    where x is, and what keeps shared memory alive."""
+    """The state that a program's first unit goes on with (`multiply_unit`), where the blocks of each length end, their
+    order, where x is, and what keeps shared memory alive."""
     UNITS: gl.constexpr = units_a_part(TILES, STREAM_WARPS, gl.num_warps())
-    if ORDERED > 0:
-        # Before x, so that its address is a constant: the other way round ptxas spills between products.
-        order, longs, order_shared = order_blocks(sorted_ids, blocks, BLOCK, TOPK, ORDERED)
-    shared = allocate_steps(BLOCK, STEP, STEPS)
-    x_shared = aligned(address_of(shared))
-    if ORDERED > 0:
-        alive = (shared, order_shared)
-    else:
-        order, longs, alive = x_shared, blocks, (shared, shared)
+    declare_sums(BLOCK)
+    # Before x, so that its address is a constant: the other way round ptxas spills between products.
+    lists = gl.allocate_shared_memory(
+        gl.int32, [lists_bytes(BLOCK, ORDERED) // 128, 32], gl.SwizzledSharedLayout(1, 1, 1, [0])
+    )
+    order = address_of(lists)
+    table = rows_table(order, ORDERED)
+    ends = order_blocks(order, sorted_ids, expert_ids, blocks, BLOCK, TOPK, ORDERED)
+    gl.barrier()
     first = gl.program_id(0)
-    block = block_at(order, first // UNITS, blocks, ORDERED)
-    next_block = block_at(order, (first + PROGRAMS) // UNITS, blocks, ORDERED)
-    expert, next_expert = gl.load(expert_ids + block), gl.load(expert_ids + next_block)
+    block, expert = block_at(order, expert_ids, first // UNITS, blocks, ORDERED)
     start = fragment_start(weight, expert, first, TILES, RECORDS, CHUNKS, STREAM_WARPS)
     ring = fill_ring(start, STREAM_WARPS, RING)
-    rows = rows_of(own_entries(sorted_ids, block, True, BLOCK, TOPK), STAGE, TOPK)
+    put_rows(table, rows_of(sorted_ids, block, True, BLOCK, STAGE, TOPK), 1, BLOCK)
+    shared = allocate_steps(BLOCK, STEP, STEPS)
+    x_shared = aligned(address_of(shared))
+    gl.barrier()
+    rows = get_rows(table, no_rows(BLOCK), 1, BLOCK)
     for step in gl.static_range(AHEAD):
-        copy_step(x_shared + step * (BLOCK * STEP * 2), x, x_stride, rows, step * STEP, COLUMNS, BLOCK, STEP, ALIGNED)
-    return (0, rows, ring, start, block, expert, next_block, next_expert), longs, order, x_shared, alive
+        copy_step(
+            x_shared + step * step_bytes(BLOCK, STEP, gl.num_warps()),
+            x,
+            x_stride,
+            rows,
+            step * STEP,
+            BLOCK,
+            COLUMNS,
+            RECORDS * CHUNKS * STEP_COLUMNS,
+            BLOCK,
+            STEP,
+            ALIGNED,
+        )
+    return (0, rows, ring, start), ends, order, x_shared, (lists, shared)
+
+
+@gluon.constexpr_function
+def lists_bytes(block, ordered):
+    """Of the order, and of a table of the rows of a block, a multiple of 128."""
+    return -(-(BYTES_A_BLOCK * ordered + 4 * block) // 128) * 128
 
 
 @gluon.jit
-def units_behind(first, units, PROGRAMS: gl.constexpr):
-    """The first unit of the program that begins with unit `first` which is not below `units`."""
-    return first + gl.maximum(units - first + PROGRAMS - 1, 0) // PROGRAMS * PROGRAMS
+def rows_table(order, ORDERED: gl.constexpr):
+    """Behind the `order`: where the table of the rows of a block is."""
+    return order + ORDERED * _BLOCK_BYTES
+
+
+@gluon.jit
+def first_unit(ends, NUMBER: gl.constexpr, UNITS: gl.constexpr, PROGRAMS: gl.constexpr):
+    """This program's first unit of blocks of length number NUMBER."""
+    first = gl.program_id(0)
+    if NUMBER > 0:
+        first += gl.maximum(ends[NUMBER - 1] * UNITS - first + PROGRAMS - 1, 0) // PROGRAMS * PROGRAMS
+    return first
+
+
+@gluon.constexpr_function
+def part_of(tokens):
+    """Tokens whose sums threads hold apart at a time when they store: more would fill registers."""
+    return next(part for part in (32, 16, 8) if tokens % part == 0)
+
+
+@gluon.jit
+def own_part(sorted_ids, sorted_weights, first, PART: gl.constexpr):
+    """`own_tokens` of PART tokens from row `first` of the sorted list on: entries, and routing weights if there are."""
+    entries = own_tokens(sorted_ids + first, 0, PART)
+    shares = entries
+    if sorted_weights is not None:
+        shares = own_tokens(sorted_weights + first, 0, PART)
+    return entries, shares
 
 
 @gluon.jit
@@ -169,27 +212,31 @@ def multiply_unit(
     ALIGNED: gl.constexpr,
     ORDERED: gl.constexpr,
 ):
-    """The sums of this thread, as `decode_stream.zero_sums` has them, of the first TOKENS of a block, and the state
-    that the next unit goes on with.
+    """Leave the sums of the first TOKENS of a block in their registers (`prefill_chunk.py`) when all products are over;
+    the state that the next unit goes on with.
 
-    `state`: how many steps of STEP columns of x all units before have had, `rows_of` this block, the ring, where this
-    unit's weights start, its block and expert, those of the next unit. Up to AHEAD steps further x is on its way, in a
-    ring of STEPS. Behind the last unit nothing is read that was not.
+    `state`: how many steps of STEP columns of x all units before have had, the rows of this block, the ring, where this
+    unit's weights start. Up to AHEAD steps further x is on its way, in a ring of STEPS. Behind the last unit nothing is
+    read that was not.
     """
     UNITS: gl.constexpr = units_a_part(TILES, STREAM_WARPS, gl.num_warps())
-    step, rows, ring, start, _, _, next_block, next_expert = state
+    step, rows, ring, start = state
     following = unit + PROGRAMS
-    later_block = block_at(order, (following + PROGRAMS) // UNITS, blocks, ORDERED)
-    later_expert = gl.load(expert_ids + later_block)  # so early that nobody waits for it
-    next_entries = own_entries(sorted_ids, next_block, following < blocks * UNITS, BLOCK, TOPK)
+    next_block, next_expert = block_at(order, expert_ids, following // UNITS, blocks, ORDERED)
+    next_rows = rows_of(sorted_ids, next_block, following < blocks * UNITS, BLOCK, STAGE, TOPK)
+    table = rows_table(order, ORDERED)
     next_start = fragment_start(weight, next_expert, following, TILES, RECORDS, CHUNKS, STREAM_WARPS)
     RECORD: gl.constexpr = record_words(CHUNKS, STREAM_WARPS)
     STEP_CHUNKS: gl.constexpr = STEP // STEP_COLUMNS
-    BYTES: gl.constexpr = BLOCK * STEP * 2
-    sums = zero_sums(TOKENS // OCTET)
+    PADDED: gl.constexpr = RECORDS * CHUNKS * STEP_COLUMNS
+    BYTES: gl.constexpr = step_bytes(BLOCK, STEP, gl.num_warps())
+    if AHEAD == 1 or RECORDS == 1:
+        gl.barrier()  # else there was one since the table was read
+    zero_sums(TOKENS)
     for record in range(RECORDS):
         is_last = record + 1 == RECORDS
         after = gl.where(is_last, next_start, start + RECORD)
+        put_rows(table, next_rows, is_last.to(gl.int32), BLOCK)
         scales = ring[0]
         for chunk in gl.static_range(-1, CHUNKS):
             words = ring[0]
@@ -201,19 +248,19 @@ def multiply_unit(
             if chunk >= 0:
                 if chunk % STEP_CHUNKS == 0:
                     column = (record * CHUNKS + chunk + AHEAD * STEP_CHUNKS) * STEP_COLUMNS
-                    if chunk + AHEAD * STEP_CHUNKS == CHUNKS:
-                        rows = choose(is_last, rows_of(next_entries, STAGE, TOPK), rows)
                     if chunk + AHEAD * STEP_CHUNKS >= CHUNKS:
                         column = gl.where(is_last, (chunk + AHEAD * STEP_CHUNKS - CHUNKS) * STEP_COLUMNS, column)
                     # After this no warp multiplies the step before the last one either: STEPS is AHEAD + 2 or more.
-                    if chunks_pending(len(sums)) >= STEP_CHUNKS:
+                    if chunks_pending(TOKENS) >= STEP_CHUNKS:
                         wait_for_products(STEP_CHUNKS)  # else the last step's own chunks have waited
                     wait_for_copies(AHEAD - 1)
+                    if chunk + AHEAD * STEP_CHUNKS == CHUNKS:
+                        rows = get_rows(table, rows, is_last.to(gl.int32), BLOCK)
                     free = x_shared + (step + AHEAD) % STEPS * BYTES
-                    copy_step(free, x, x_stride, rows, column, COLUMNS, BLOCK, STEP, ALIGNED)
+                    copy_step(free, x, x_stride, rows, column, TOKENS, COLUMNS, PADDED, BLOCK, STEP, ALIGNED)
                     matrix = matrix_of(x_shared + step % STEPS * BYTES)
                     step += 1
-                here = matrix + chunk % STEP_CHUNKS * (BLOCK * STEP_BYTES // 16)
-                sums = multiply_chunk(sums, words, scales, here, chunk)
+                here = matrix + chunk % STEP_CHUNKS * (BYTES // STEP_CHUNKS // 16)
+                multiply_chunk(words, scales, here, chunk, TOKENS)
         start = after
-    return finished(sums), (step, rows, ring, next_start, next_block, next_expert, later_block, later_expert)
+    return step, rows, ring, next_start

@@ -1,7 +1,8 @@
 """x of a sort block in shared memory, as the prefill products read it: a ring of steps of a few columns.
 
-64 columns of a step are bf16 [BLOCK tokens, 64], 128 bytes a token, as wgmma reads a K-major matrix of that swizzle:
-the 16 bytes number p of token t lie at place p ^ (t % 8) of its row. A thread moves piece thread % 8 of some tokens.
+64 columns of a step are bf16 [`room` for tokens, 64], 128 bytes a token, as wgmma reads a K-major matrix of that
+swizzle: the 16 bytes number p of token t lie at place p ^ (t % 8) of its row. A thread moves piece thread % 8 of some
+tokens.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from triton.experimental.gluon import language as gl
 
 from moeloom.runtime.stream import SWIZZLE_BYTES
 
-from .decode_stream import pushed, thread_numbers
+from .decode_stream import pushed, thread_numbers, threads_layout
 from .decode_x import PIECE, PIECE_BYTES, pieces_layout
 from .prefill_chunk import PIECES, STEP_BYTES, STEP_COLUMNS
+from .shared_words import WORD, put_words
 
 ALIGNMENT = gl.constexpr(SWIZZLE_BYTES)
 
@@ -21,9 +23,22 @@ ALIGNMENT = gl.constexpr(SWIZZLE_BYTES)
 @gluon.jit
 def allocate_steps(BLOCK: gl.constexpr, STEP: gl.constexpr, STEPS: gl.constexpr):
     """Shared memory for STEPS steps, and for `aligned` to move them."""
-    words: gl.constexpr = STEPS * BLOCK * STEP // 2
+    words: gl.constexpr = STEPS * step_bytes(BLOCK, STEP, gl.num_warps()) // 4
     shape: gl.constexpr = [words // 32 + ALIGNMENT // 128, 32]
     return gl.allocate_shared_memory(gl.int32, shape, gl.SwizzledSharedLayout(1, 1, 1, [0]))
+
+
+@gluon.constexpr_function
+def room(block, warps):
+    """Tokens that a step has room for: so many that all threads move as many pieces. A branch between products, for
+    those that would not, can make the assembler wait for each of them."""
+    return -(-block // tokens_a_pass(warps)) * tokens_a_pass(warps)
+
+
+@gluon.constexpr_function
+def step_bytes(block, step, warps):
+    """Of a step of `step` columns."""
+    return room(block, warps) * step * 2
 
 
 @gluon.jit
@@ -39,32 +54,65 @@ def tokens_a_pass(warps):
 
 
 @gluon.jit
-def own_entries(sorted_ids, block, exists, BLOCK: gl.constexpr, TOPK: gl.constexpr):
-    """i32 [threads]: the entry of each token that this thread moves, padding where no such block `exists`."""
-    step: gl.constexpr = tokens_a_pass(gl.num_warps())
-    token = thread_numbers(gl.SliceLayout(1, pieces_layout(gl.num_warps(), PIECE))) // PIECES
-    exists = exists & (token < BLOCK)
-    place = block * BLOCK + token
-    entries = (gl.load(sorted_ids + place, mask=exists, other=TOPK << 24),)
-    for first in gl.static_range(step, BLOCK, step):
-        entries = pushed(entries, gl.load(sorted_ids + place + first, mask=exists, other=TOPK << 24))
-    return entries
-
-
-@gluon.jit
-def rows_of(entries, STAGE: gl.constexpr, TOPK: gl.constexpr):
-    """i32 [threads]: the row of x for each of `own_entries`, -1 for padding; STAGE as in `source_rows`."""
-    rows = (_row_of(entries[0], STAGE, TOPK),)
-    for number in gl.static_range(1, len(entries)):
-        rows = pushed(rows, _row_of(entries[number], STAGE, TOPK))
+def rows_of(sorted_ids, block, exists, BLOCK: gl.constexpr, STAGE: gl.constexpr, TOPK: gl.constexpr):
+    """i32 [threads] each: the rows of x of the tokens of `block`, one a thread; -1 for padding, and where no such block
+    `exists`. STAGE as in `source_rows`."""
+    size: gl.constexpr = 32 * gl.num_warps()
+    rows = (_row_of(sorted_ids, block, exists, 0, BLOCK, STAGE, TOPK),)
+    for first in gl.static_range(size, BLOCK, size):
+        rows = pushed(rows, _row_of(sorted_ids, block, exists, first, BLOCK, STAGE, TOPK))
     return rows
 
 
 @gluon.jit
-def _row_of(entry, STAGE: gl.constexpr, TOPK: gl.constexpr):
+def _row_of(sorted_ids, block, exists, first, BLOCK: gl.constexpr, STAGE: gl.constexpr, TOPK: gl.constexpr):
+    own = first + thread_numbers(threads_layout(gl.num_warps()))
+    entry = gl.load(sorted_ids + block * BLOCK + own, mask=exists & (own < BLOCK), other=TOPK << 24)
     slot, token = entry.to(gl.uint32, bitcast=True) >> 24, entry & 0xFFFFFF
     row = token if STAGE == 1 else token * TOPK + slot.to(gl.int32)
     return gl.where(slot != TOPK, row, -1)
+
+
+@gluon.jit
+def put_rows(table, rows, where, BLOCK: gl.constexpr):
+    """Store `rows_of` a block to shared memory at `table`, where scalar `where` is not 0."""
+    for number in gl.static_range(len(rows)):
+        own = number * (32 * gl.num_warps()) + thread_numbers(threads_layout(gl.num_warps()))
+        put_words(table + own * WORD, rows[number], where * (own < BLOCK).to(gl.int32), 1)
+
+
+@gluon.jit
+def no_rows(BLOCK: gl.constexpr):
+    """i32 [threads] each: -1 for every token that a thread moves pieces of."""
+    kind: gl.constexpr = gl.SliceLayout(1, pieces_layout(gl.num_warps(), PIECE))
+    rows = (gl.full([32 * gl.num_warps()], -1, gl.int32, kind),)
+    for _ in gl.static_range(tokens_a_pass(gl.num_warps()), BLOCK, tokens_a_pass(gl.num_warps())):
+        rows = pushed(rows, rows[0])
+    return rows
+
+
+@gluon.jit
+def get_rows(table, rows, where, BLOCK: gl.constexpr):
+    """For the tokens that a thread moves pieces of: where scalar `where` is not 0 what `put_rows` stored, or `rows`."""
+    token = thread_numbers(gl.SliceLayout(1, pieces_layout(gl.num_warps(), PIECE))) // PIECES
+    found = (_row_at(table, token, rows[0], where, BLOCK),)
+    for number in gl.static_range(1, len(rows)):
+        found = pushed(
+            found, _row_at(table, number * tokens_a_pass(gl.num_warps()) + token, rows[number], where, BLOCK)
+        )
+    return found
+
+
+@gluon.jit
+def _row_at(table, token, row, where, BLOCK: gl.constexpr):
+    kind: gl.constexpr = row.type
+    return gl.inline_asm(
+        "{ .reg .pred p; setp.ne.s32 p, $3, 0; mov.b32 $0, $2; @p ld.shared.b32 $0, [$1]; }",
+        "=&r,r,r,r",
+        [table + token * WORD, row, where * (token < BLOCK).to(gl.int32)],
+        kind,
+        is_pure=False,
+    )
 
 
 @gluon.jit
@@ -74,51 +122,74 @@ def copy_step(
     x_stride,
     rows,
     column,
+    TOKENS: gl.constexpr,
     COLUMNS: gl.constexpr,
+    PADDED: gl.constexpr,
     BLOCK: gl.constexpr,
     STEP: gl.constexpr,
     ALIGNED: gl.constexpr,
 ):
     """Copy STEP columns from `column` on of bf16 `rows` to the step at `place`; zeros in padding and from COLUMNS on.
 
-    The copies are under way on return. Where x is not ALIGNED to 16 bytes they go through registers.
+    PADDED: columns of all steps. Rows behind the first TOKENS need not be there: no later block has more of them in
+    their order.
+
+    The copies are under way on return. Where x is not ALIGNED to 16 bytes they go through registers. Rows lie less than
+    4 GiB apart: there is no memory for as many as come here of longer ones.
     """
     layout: gl.constexpr = pieces_layout(gl.num_warps(), PIECE)
     thread = thread_numbers(gl.SliceLayout(1, layout))
     piece, token = thread % PIECES, thread // PIECES
     to = place + token * STEP_BYTES + ((piece ^ (token % 8)) * PIECE_BYTES)
-    for number in gl.static_range(len(rows)):
-        source = x + gl.maximum(rows[number], 0).to(gl.int64) * x_stride
-        for part in gl.static_range(0, STEP, STEP_COLUMNS):
-            own = column + part + piece * PIECE
-            inside = (rows[number] >= 0) & (own < COLUMNS)  # whole pieces: COLUMNS is a multiple of 32
-            offset = part * BLOCK * 2 + number * (tokens_a_pass(gl.num_warps()) * STEP_BYTES)
-            from_ = source + gl.where(own < COLUMNS, own, 0)
-            if ALIGNED:
+    PASS: gl.constexpr = tokens_a_pass(gl.num_warps())
+    COUNT: gl.constexpr = (TOKENS + PASS - 1) // PASS
+    for part in gl.static_range(0, STEP, STEP_COLUMNS):
+        own = column + part + piece * PIECE
+        # Whole pieces: COLUMNS is a multiple of 32.
+        copied = _within(rows, own < COLUMNS) if COLUMNS < PADDED else rows
+        first = to + part // STEP_COLUMNS * step_bytes(BLOCK, STEP_COLUMNS, gl.num_warps())
+        if ALIGNED:
+            given = (first, (x + own).to(gl.int64, bitcast=True), gl.to_tensor(x_stride * 2).to(gl.int32))
+            gl.inline_asm(_copies(COUNT, PASS * STEP_BYTES), _operands(COUNT), given + copied[:COUNT])
+        else:
+            for number in gl.static_range(COUNT):
+                row = copied[number]
+                source = x + gl.maximum(row, 0).to(gl.int64) * x_stride + gl.where(row < 0, 0, own)
+                places = source[:, None] + gl.arange(0, PIECE, gl.SliceLayout(0, layout))[None, :]
+                values = gl.load(places, mask=row[:, None] >= 0, other=0.0)
                 gl.inline_asm(
-                    _copy_assembly(BLOCK, gl.num_warps()),
-                    "r,l,r,r",
-                    [to + offset, from_.to(gl.int64, bitcast=True), gl.where(inside, PIECE_BYTES, 0), token],
-                )
-            else:
-                places = from_[:, None] + gl.arange(0, PIECE, gl.SliceLayout(0, layout))[None, :]
-                values = gl.load(places, mask=inside[:, None], other=0.0)
-                gl.inline_asm(
-                    "{ .reg .b32 v<4>; .reg .pred p; setp.lt.s32 p, $1, $2;"
-                    "mov.b32 v0, {$3, $4}; mov.b32 v1, {$5, $6}; mov.b32 v2, {$7, $8}; mov.b32 v3, {$9, $10};"
-                    "@p st.shared.v4.b32 [$0], {v0, v1, v2, v3}; }",
-                    "r,r,r,h,h,h,h,h,h,h,h",
-                    [to + offset, token, BLOCK, values.to(gl.int16, bitcast=True)],
+                    "{ .reg .b32 v<4>; mov.b32 v0, {$1, $2}; mov.b32 v1, {$3, $4}; mov.b32 v2, {$5, $6}; "
+                    "mov.b32 v3, {$7, $8}; st.shared.v4.b32 [$0], {v0, v1, v2, v3}; }",
+                    "r,h,h,h,h,h,h,h,h",
+                    [first + number * (PASS * STEP_BYTES), values.to(gl.int16, bitcast=True)],
                 )
     gl.inline_asm("cp.async.commit_group;")
 
 
+@gluon.jit
+def _within(rows, inside):
+    """`rows` where `inside`, else -1."""
+    kept = (gl.where(inside, rows[0], -1),)
+    for number in gl.static_range(1, len(rows)):
+        kept = pushed(kept, gl.where(inside, rows[number], -1))
+    return kept
+
+
 @gluon.constexpr_function
-def _copy_assembly(block, warps):
-    """PTX for 16 bytes from $1 to $0, of which $2 are copied and the rest is zero. Only where there are more threads
-    than pieces it asks for the token $3: a branch between products can make the assembler wait for each of them."""
-    copy = "cp.async.cg.shared.global [$0], [$1], 16, $2;"
-    return copy if block >= tokens_a_pass(warps) else f"{{ .reg .pred p; setp.lt.s32 p, $3, {block}; @p {copy} }}"
+def _copies(count, apart):
+    """PTX that copies 16 bytes each from rows $3, $4 .. of rows $2 bytes apart, the first one's at $1, to $0 and places
+    `apart` bytes from one to the next; zeros if a row is negative."""
+    lines = [
+        f"setp.lt.s32 p, ${3 + i}, 0; mad.wide.u32 a, ${3 + i}, $2, $1; "
+        f"cp.async.cg.shared.global [$0 + {i * apart}], [a], 16, p;"
+        for i in range(count)
+    ]
+    return "{ .reg .pred p; .reg .b64 a; " + " ".join(lines) + " }"
+
+
+@gluon.constexpr_function
+def _operands(count):
+    return ",".join(["r", "l", "r"] + ["r"] * count)
 
 
 @gluon.jit

@@ -36,7 +36,8 @@ def put_words(address, value, where, COUNT: gl.constexpr):
 @gluon.jit
 def get_word(address):
     """i32 of the shape of `address`."""
-    return gl.inline_asm("ld.shared.b32 $0, [$1];", "=r,r", [address], gl.int32, is_pure=False)
+    kind: gl.constexpr = address.type
+    return gl.inline_asm("ld.shared.b32 $0, [$1];", "=r,r", [address], kind, is_pure=False)
 
 
 @gluon.jit

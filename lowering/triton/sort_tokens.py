@@ -64,10 +64,10 @@ def write_blocks(
     step = tl.arange(0, _STEP)
     for block in range(start // BLOCK, end // BLOCK, _STEP):
         tl.store(expert_ids + block + step, tl.zeros_like(step) + expert, mask=block + step < end // BLOCK)
-    entry = end - BLOCK + tl.arange(0, BLOCK)
-    padding = entry >= start + rows
+    entry = end - BLOCK + tl.arange(0, triton.next_power_of_2(BLOCK))
+    padding = (entry >= start + rows) & (entry < end)
     tl.store(sorted_ids + entry, ((tl.zeros_like(entry) + TOPK) << 24) | live, mask=padding)
-    tl.store(sorted_weights + entry, tl.zeros([BLOCK], tl.float32), mask=padding)
+    tl.store(sorted_weights + entry, tl.zeros(entry.shape, tl.float32), mask=padding)
 
 
 @triton.jit

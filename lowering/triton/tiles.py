@@ -124,10 +124,12 @@ SM_90 = (
     _tile("route_sort", rows=8, num_warps=4),
     _tile("router", rows=2, num_warps=4),
     _tile("expand", groups=16, num_warps=8),
-    # 16 warps an SM: with 64 rows all in one program, which then reads x half as often. Two programs of 128 rows have
-    # room for x in steps of 64 columns.
+    # 16 warps an SM: with 64 and 80 rows all in one program, which then reads x half as often. Two programs of 128 and
+    # 160 rows have room for x in steps of 64 columns.
     *_prefill(ring=3, step=192, num_warps=16, ordered=2048, when={"block": 64}),
     *_prefill(ring=2, step=64, num_warps=8, ordered=2048, when={"block": 128}),
+    *_prefill(ring=2, step=64, num_warps=8, ordered=2048, when={"block": 160}),
+    *_prefill(ring=3, step=192, num_warps=16, ordered=2048, when={"block": 80}),
     *_prefill(ring=4, step=192, num_warps=8, ordered=0),
     _tile("decode_gate_up", when={"block": 16}, ring=8, maxnreg=128),
     _tile("decode_gate_up", ring=6, maxnreg=128),

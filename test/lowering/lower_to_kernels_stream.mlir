@@ -18,9 +18,9 @@
 // CHECK:         [[EXCHANGE:%.*]] = "kernel.exchange"() : () -> tensor<{{[0-9]+}}xi32>
 // CHECK:         "kernel.launch"({{%[^,]*}}, %arg0, {{%[^,]*}}, {{%[^,]*}}, {{%[^,]*}}, %arg3, [[EXCHANGE]]) {grid = #{{.*}}, kernel = @decode_gate_up_0
 // CHECK:         "kernel.launch"({{%[^,]*}}, %arg0, {{%[^,]*}}, {{%[^,]*}}, {{%[^,]*}}, %arg3) {grid = #{{.*}}, kernel = @prefill_gate_up_0
-// ROWS:        error: sort blocks of 8 rows have no kernel for target sm_90 and weights row_major; plan with block=16 or more
+// ROWS:        error: sort blocks of 8 rows have no kernel for target sm_90 and weights row_major; plan with block=16, 32, 64 or 128
 // ABSENT:      error: target gfx950 has no weight layout stream; choose one of row_major, mfma_stream
-// NARROW:      error: sort blocks of 8 rows have no kernel for target gfx950 and weights mfma_stream; plan with block=16 or more
+// NARROW:      error: sort blocks of 8 rows have no kernel for target gfx950 and weights mfma_stream; plan with block=16, 32, 64 or 128
 func.func @two_plans(%x: tensor<?x96xbf16>, %ids: tensor<?x2xi32>, %w: tensor<?x2xf32>, %w1: tensor<8x128x96xf4E2M1FN> {moe.weight = "w"},
     %s1: tensor<8x128x3xf8E8M0FNU> {moe.weight = "s"}) -> (tensor<?x64xbf16>, tensor<?x64xbf16>) {
   %s, %sw, %e, %n = "moe.sort_tokens"(%ids, %w) {experts = 8 : i64, block = 8 : i64, operandSegmentSizes = array<i32: 1, 1, 0, 0>}

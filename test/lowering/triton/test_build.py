@@ -53,6 +53,17 @@ def test_describes_kernels_as_the_manifest_does(architecture, tmp_path):
     assert files == {str(path.relative_to(tmp_path)) for path in folder.glob("*/*")}
 
 
+@pytest.mark.parametrize(("unknown", "assumed"), [({2}, [1]), ({0, 2}, [16, 1]), ({0, 1}, [16, 1])], ids=str)
+def test_where_one_word_may_lie_there_is_no_faster_code(tmp_path, unknown, assumed):
+    """Argument 2 is num_tokens: with that one aligned too the code would be the same."""
+    params = {
+        "experts": 8, "topk": 2, "score": "sigmoid", "logits": "f32", "renormalise": False, "scale": 1.0, "groups": 1,
+        "top_groups": 1, "has_bias": False, "has_num_tokens": True, "rows": 1, "num_warps": 1, "num_stages": 1,
+    }  # fmt: skip
+    kernels = {"route_0": {"template": "route", "params": params}}
+    assert list(compile_kernels(kernels, SM_90, tmp_path, quiet, {"route_0": unknown})["route_0"]) == assumed
+
+
 @pytest.mark.parametrize("architecture", [GFX942, SM_90], ids=lambda a: a.name)
 def test_rounds_products_before_it_adds(architecture, tmp_path):
     """The CPU target does too, and bytes must agree."""

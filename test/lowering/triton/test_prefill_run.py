@@ -71,20 +71,29 @@ KERNELS: dict[str, tuple[str, dict[str, Any]]] = {
     "down of 128 rows, 2 records": ("prefill_down", DOWN | B128 | {"intermediate": 1088, "has_weights": False}),
     "down of 128 rows, more programs than units": ("prefill_down", DOWN | B128 | {"programs": 9}),
 }
-HALVES: dict[str, tuple[str, dict[str, Any]]] = {
-    "gate_up in halves": ("prefill_gate_up", GATE_UP | {"block": 16, "hidden": 160, "ordered": 64}),
-    "gate_up in halves, 16 warps, 2 units a block": (
+B160 = {"block": 160, "ring": 2, "step": 64}
+ORDERED_64 = "gate_up of 64 rows in order"
+LENGTHS: dict[str, tuple[str, dict[str, Any]]] = {
+    ORDERED_64: ("prefill_gate_up", GATE_UP | {"block": 64, "hidden": 160, "ordered": 64}),
+    "gate_up of 80 rows in order, 16 warps, 2 units a block": (
         "prefill_gate_up",
-        GATE_UP | {"block": 16, "intermediate": 160, "ordered": 32, "num_warps": 16, "programs": 2},
+        GATE_UP | {"block": 80, "intermediate": 160, "ordered": 32, "num_warps": 16, "ring": 3, "programs": 2},
     ),
-    "down in halves, 3 records of 11 chunks": (
+    "down of 80 rows in order, 3 records of 11 chunks": (
         "prefill_down",
-        DOWN | {"block": 32, "intermediate": 2112, "ordered": 32, "programs": 2},
+        DOWN | {"block": 80, "intermediate": 2112, "ordered": 32, "programs": 2},
     ),
-    "down in halves, more programs than units": ("prefill_down", DOWN | {"block": 16, "ordered": 32, "programs": 40}),
-    "down, more blocks than are ordered": ("prefill_down", DOWN | {"block": 16, "ordered": 2}),
+    "gate_up of 160 rows in order, 2 records": (
+        "prefill_gate_up",
+        GATE_UP | B160 | {"hidden": 1088, "ordered": 32, "programs": 2},
+    ),
+    "down of 160 rows in order, more programs than units": (
+        "prefill_down",
+        DOWN | B160 | {"ordered": 32, "programs": 40},
+    ),
+    "down of 128 rows, more blocks than are ordered": ("prefill_down", DOWN | B128 | {"ordered": 2}),
 }
-KERNELS |= HALVES
+KERNELS |= LENGTHS
 UNALIGNED = {
     "gate_up": (0, 1),
     "gate_up of 64 rows, k = 1, gelu": (0, 1),
@@ -125,12 +134,15 @@ def test_equals_the_product(assembly, name, divisible):
     assert torch.equal(found.view(torch.uint8), other.view(torch.uint8))
 
 
-@pytest.mark.parametrize("rows", [(25, 33, 8), (1, 40, 9), (8, 3, 1), (16, 9, 32)], ids=str)
-@pytest.mark.parametrize("name", HALVES)
-def test_half_blocks(assembly, name, rows):
-    """Blocks with so many rows of each expert: long ones and short ones, in any order."""
+ROWS = [(170, 33, 64), (1, 97, 129), (200, 3, 48), (65, 80, 160), (128, 32, 96)]
+
+
+@pytest.mark.parametrize("rows", ROWS, ids=str)
+@pytest.mark.parametrize("name", LENGTHS)
+def test_blocks_of_every_length(assembly, name, rows):
+    """Blocks with so many rows of each expert, in any order."""
     template, params = KERNELS[name]
-    call = Call(template, params, TOKENS, ids=ids_of(rows, TOKENS))
+    call = Call(template, params, 200, ids=ids_of(rows, 200))
     found = run(template, params, assembly[name][16], call, forwards)
     assert relative(found.double().sum(0), call.wanted()) < (3e-3 if call.stage == 1 else 1e-6)
 
@@ -148,7 +160,7 @@ def test_half_blocks(assembly, name, rows):
         ("gate_up", r"wgmma\.wait_group\.sync\.aligned 0;", "", "reads .*, which a product has yet to write"),
         ("down", r"(wgmma\.commit_group[^;]*;)", r"\1 mov.b32 w0, 0;", "writes w0.*, which a product still takes"),
         # The order of the blocks, which other threads have written.
-        ("gate_up in halves", r"(st\.shared\.b32 .*\n(?s:.*?))bar\.sync[^;]*;", r"\1", "since the last barrier"),
+        (ORDERED_64, r"(st\.shared\.b32 .*\n(?s:.*?))bar\.sync[^;]*;", r"\1", "since the last barrier"),
         ("gate_up of 128 rows", r"wgmma\.commit_group[^;]*;", "", "writes what a product still reads"),
         ("down of 64 rows, 2 records, k = 3", r"(wgmma\.wait_group[^;]*) 1;", r"\1 3;", "a product still reads"),
         # A step of one chunk: what is copied to is what the step before the last one has read.

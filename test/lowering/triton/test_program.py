@@ -196,7 +196,7 @@ def test_each_plan_of_streams_has_its_products(
         stages = [kernel["params"]["stage"] for kernel in launched if kernel["template"] == "expand"]
         assert stages == ([1, 2] if activations == "mxfp4" and form == "prefill" else [])
         blocks.append(block)
-    assert blocks == [8, 16, 32, 64, 128]
+    assert blocks == [8, 16, 32, 80, 160]
 
 
 def plan_limits(steps: Sequence[Step]) -> list[int]:

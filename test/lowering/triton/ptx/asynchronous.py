@@ -124,7 +124,7 @@ def _cp(machine, parts, operands):
         case _:
             assert parts[2:] == ["cg", "shared", "global"] and operands[2] == "16", parts
             to, source = address(machine, operands[0], np.uint32), address(machine, operands[1], np.uint64)
-            count = machine.value(operands[3], np.uint32) if len(operands) > 3 else np.full(len(active), 16)
+            count = _copied(machine, operands[3:])
             assert np.isin(count[active], (0, 16)).all(), "copies a part of 16 bytes"
             assert machine.waited[active].all(), "copies before griddepcontrol.wait"
             threads, copied = machine.threads[active], (count == 16)[active]
@@ -132,6 +132,15 @@ def _cp(machine, parts, operands):
             values[copied] = machine.memory.load(source[active][copied], 16, threads[copied])
             flight.shared.begin_copy(to[active], 16, threads)
             flight.copies.append(Copy(threads, flight.copy_groups[active], to[active], values))
+
+
+def _copied(machine, rest: tuple[str, ...]) -> np.ndarray:
+    """How many bytes come from memory: all, as many as a register says, or none where a predicate is true."""
+    if not rest:
+        return np.full(len(machine.active), 16)
+    if machine.kernel.registers[rest[0]] == 1:
+        return np.where(machine.value(rest[0], bool), 0, 16)
+    return machine.value(rest[0], np.uint32)
 
 
 @rule("wgmma")

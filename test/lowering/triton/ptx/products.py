@@ -16,7 +16,7 @@ from .machine import Machine
 from .memory import Memory
 
 EXPERTS = 3
-SHARED_BYTES = 128 << 10
+SHARED_BYTES = 227 << 10
 CONSTANT, LISTS = ("weight", "bias"), ("sorted_ids", "expert_ids", "num_valid", "sorted_weights")
 """Operands that no launch writes, and the token sort's, which `early` kernels may read before they wait."""
 
