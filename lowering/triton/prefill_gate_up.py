@@ -130,7 +130,7 @@ def _unit(
         # Asked for at once: a store would hold back every load behind it.
         entries, shares = own_part(sorted_ids, sorted_weights, block * BLOCK + first_token, PART)
         if first_token == 0:
-            wait_for_products(0)
+            wait_for_products(0)  # no sooner: until then there is time for these loads
         own = sums_of(first_token, PART)
         for token in gl.static_range(PART // 4):
             gate, up = own[token // 2 * 4 + token % 2] * SUM_SCALE, own[token // 2 * 4 + token % 2 + 2] * SUM_SCALE

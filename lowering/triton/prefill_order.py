@@ -13,9 +13,8 @@ from triton.experimental.gluon import language as gl
 from .decode_stream import pushed, threads_layout
 from .shared_words import WORD, get_pair, put_words
 
-BYTES_A_BLOCK = 8
-"""Of the order in shared memory: the numbers of a block and of its expert."""
-_BLOCK_BYTES = gl.constexpr(BYTES_A_BLOCK)
+BLOCK_BYTES = gl.constexpr(8)
+"""Of a block in the order: its number and that of its expert."""
 _FIELD = gl.constexpr(16)
 """Bits of a count: up to four lengths are counted in an i64."""
 
@@ -83,7 +82,7 @@ def order_blocks(order, sorted_ids, expert_ids, blocks, BLOCK: gl.constexpr, TOP
         ends = pushed(ends, uniform(ends[number - 1] + _field(counts, number)))
     for start in range(0, listed, size):
         block, exists, length, count = _counted(sorted_ids, listed, start, BLOCK, TOPK, ORDERED)
-        place = order + _field(places + gl.cumsum(count, 0) - count, length.to(gl.int64)) * _BLOCK_BYTES
+        place = order + _field(places + gl.cumsum(count, 0) - count, length.to(gl.int64)) * BLOCK_BYTES
         put_words(place, block, exists.to(gl.int32), 1)
         put_words(place + WORD, gl.load(expert_ids + block, mask=exists, other=0), exists.to(gl.int32), 1)
         places += gl.sum(count, 0)
@@ -97,7 +96,7 @@ def block_at(order, expert_ids, rank, blocks, ORDERED: gl.constexpr):
     if ORDERED == 0:
         return block, gl.load(expert_ids + block)
     if blocks <= ORDERED:
-        block, expert = get_pair(order + block * _BLOCK_BYTES)
+        block, expert = get_pair(order + block * BLOCK_BYTES)
         block, expert = uniform(block), uniform(expert)
     else:
         expert = gl.load(expert_ids + block)

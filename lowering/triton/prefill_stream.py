@@ -24,7 +24,7 @@ from .prefill_chunk import (
     wait_for_products,
     zero_sums,
 )
-from .prefill_order import _BLOCK_BYTES, BYTES_A_BLOCK, block_at, order_blocks
+from .prefill_order import BLOCK_BYTES, block_at, order_blocks
 from .prefill_x import (
     aligned,
     allocate_steps,
@@ -36,6 +36,7 @@ from .prefill_x import (
     step_bytes,
     wait_for_copies,
 )
+from .shared_words import WORD
 
 CHUNK_BYTES = gl.constexpr(_CHUNK_BYTES)
 
@@ -149,13 +150,13 @@ def begin(
 @gluon.constexpr_function
 def lists_bytes(block, ordered):
     """Of the order, and of a table of the rows of a block, a multiple of 128."""
-    return -(-(BYTES_A_BLOCK * ordered + 4 * block) // 128) * 128
+    return -(-(BLOCK_BYTES.value * ordered + WORD.value * block) // 128) * 128
 
 
 @gluon.jit
 def rows_table(order, ORDERED: gl.constexpr):
     """Behind the `order`: where the table of the rows of a block is."""
-    return order + ORDERED * _BLOCK_BYTES
+    return order + ORDERED * BLOCK_BYTES
 
 
 @gluon.jit
