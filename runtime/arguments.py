@@ -9,6 +9,8 @@ from moeloom.runtime.errors import LaunchError
 from moeloom.runtime.program import BYTE_DTYPES, Input, Program
 
 MAX_TOKENS = 1 << 24  # exclusive: a sorted id has 24 bits for the token
+MOST_ROW_BYTES = 1 << 32
+"""From one row of an argument to the next, exclusive: kernels count them in 32 bits."""
 
 
 class Arguments:
@@ -101,6 +103,11 @@ def _check_memory(about: Input, tensor: Tensor, device: torch.device) -> None:
         raise LaunchError(f"argument {about.name!r} has strides {tensor.stride()}; it must be contiguous")
     if tensor.stride(-1) != 1:
         raise LaunchError(f"argument {about.name!r} has strides {tensor.stride()}; its last axis must have stride 1")
+    if tensor.stride(0) * tensor.element_size() >= MOST_ROW_BYTES:
+        apart = tensor.stride(0) * tensor.element_size()
+        raise LaunchError(
+            f"argument {about.name!r} has rows {apart} bytes apart; below {MOST_ROW_BYTES} is wanted: copy it"
+        )
 
 
 def _name(dtype: torch.dtype) -> str:

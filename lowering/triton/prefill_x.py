@@ -135,7 +135,7 @@ def copy_step(
     their order.
 
     The copies are under way on return. Where x is not ALIGNED to 16 bytes they go through registers. Rows lie less than
-    4 GiB apart: there is no memory for as many as come here of longer ones.
+    4 GiB apart (runtime/arguments.py).
     """
     layout: gl.constexpr = pieces_layout(gl.num_warps(), PIECE)
     thread = thread_numbers(gl.SliceLayout(1, layout))

@@ -126,7 +126,7 @@ SM_90 = (
     _tile("expand", groups=16, num_warps=8),
     # 16 warps an SM: with 64 and 80 rows all in one program, which then reads x half as often. Two programs of 128 and
     # 160 rows have room for x in steps of 64 columns.
-    *_prefill(ring=3, step=192, num_warps=16, ordered=2048, when={"block": 64}),
+    *_prefill(ring=3, step=192, num_warps=16, ordered=1024, when={"block": 64}),
     *_prefill(ring=2, step=64, num_warps=8, ordered=2048, when={"block": 128}),
     *_prefill(ring=2, step=64, num_warps=8, ordered=2048, when={"block": 160}),
     *_prefill(ring=3, step=192, num_warps=16, ordered=2048, when={"block": 80}),

@@ -13,7 +13,7 @@ import torch
 from moeloom.check import inputs_of
 from moeloom.runtime.executable import load
 
-TOKENS = (1, 5, 64, 300)
+TOKENS = (1, 5, 16, 40, 64, 300)
 
 
 def main(folder: Path) -> None:

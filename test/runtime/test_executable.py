@@ -99,6 +99,13 @@ def test_refused_arguments(made: Path, args: tuple, message: str) -> None:
             load(made, device)(*args)
 
 
+def test_refused_rows_far_apart(made: Path) -> None:
+    far = torch.empty((1 << 30) + WIDTH).as_strided((2, WIDTH), (1 << 30, 1))  # of memory that nobody touches
+    for device in ("cpu", "null"):
+        with pytest.raises(LaunchError, match="argument 'x' has rows 4294967296 bytes apart; below 4294967296 is want"):
+            load(made, device)(far)
+
+
 def test_refused_names(made: Path) -> None:
     exe = load(made, "null")
     with pytest.raises(LaunchError, match="no argument 'y'; b takes x, num_tokens"):

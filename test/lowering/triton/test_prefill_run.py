@@ -1,7 +1,9 @@
 """The prefill kernels for sm_90, whole: their PTX runs on the machine of ptx/, against the plain product in float64."""
 
+import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from ptx.products import Call, ids_of, relative, run
 
 from moeloom.lowering.triton import build
 from moeloom.lowering.triton.architecture import ARCHITECTURES
-from moeloom.lowering.triton.compile import ASSEMBLY
+from moeloom.lowering.triton.compile import ASSEMBLY, FACTS
 
 TOKENS = 40
 BASE = {
@@ -72,6 +74,22 @@ KERNELS: dict[str, tuple[str, dict[str, Any]]] = {
     "down of 128 rows, more programs than units": ("prefill_down", DOWN | B128 | {"programs": 9}),
 }
 B160 = {"block": 160, "ring": 2, "step": 64}
+WHOLE: dict[str, tuple[str, dict[str, Any]]] = {
+    "gate_up of 16 rows in order": ("prefill_gate_up", GATE_UP | {"block": 16, "hidden": 160, "ordered": 64}),
+    "gate_up of 16 rows in order, 16 warps, 2 units a block": (
+        "prefill_gate_up",
+        GATE_UP | {"block": 16, "intermediate": 160, "ordered": 32, "num_warps": 16, "programs": 2},
+    ),
+    "down of 32 rows in order, 3 records of 11 chunks": (
+        "prefill_down",
+        DOWN | {"block": 32, "intermediate": 2112, "ordered": 32, "programs": 2},
+    ),
+    "down of 16 rows in order, more programs than units": (
+        "prefill_down",
+        DOWN | {"block": 16, "ordered": 32, "programs": 40},
+    ),
+    "down, more blocks than are ordered": ("prefill_down", DOWN | {"block": 16, "ordered": 2}),
+}
 ORDERED_64 = "gate_up of 64 rows in order"
 LENGTHS: dict[str, tuple[str, dict[str, Any]]] = {
     ORDERED_64: ("prefill_gate_up", GATE_UP | {"block": 64, "hidden": 160, "ordered": 64}),
@@ -93,7 +111,7 @@ LENGTHS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "down of 128 rows, more blocks than are ordered": ("prefill_down", DOWN | B128 | {"ordered": 2}),
 }
-KERNELS |= LENGTHS
+KERNELS |= WHOLE | LENGTHS
 UNALIGNED = {
     "gate_up": (0, 1),
     "gate_up of 64 rows, k = 1, gelu": (0, 1),
@@ -103,14 +121,26 @@ UNALIGNED = {
 """Kernels that have a second variant, and the arguments of which nothing is assumed there: x and its stride."""
 
 
+@dataclass(frozen=True)
+class Code:
+    """PTX, and the bytes of shared memory that a launch gives it: the machine has no more."""
+
+    text: str
+    shared: int
+
+
+def code_of(folder: Path) -> Code:
+    return Code(Path(folder, ASSEMBLY).read_text(), json.loads(Path(folder, FACTS).read_text())["shared"])
+
+
 @pytest.fixture(scope="module")
-def assembly(tmp_path_factory) -> Mapping[str, Mapping[int, str]]:
-    """PTX by kernel and divisibility."""
+def assembly(tmp_path_factory) -> Mapping[str, Mapping[int, Code]]:
+    """By kernel and divisibility."""
     kernels = {name: {"template": template, "params": params} for name, (template, params) in KERNELS.items()}
     cache = tmp_path_factory.mktemp("cache")
     compiled = build.compile_kernels(kernels, ARCHITECTURES["sm_90"], cache, lambda *_: None, UNALIGNED)
     return {
-        name: {divisible: Path(folder, ASSEMBLY).read_text() for divisible, folder in folders.items()}
+        name: {divisible: code_of(folder) for divisible, folder in folders.items()}
         for name, folders in compiled.items()
     }
 
@@ -126,12 +156,22 @@ def backwards(programs: int) -> list[int]:
 @pytest.mark.parametrize(("name", "divisible"), [*((name, 16) for name in KERNELS), *((name, 1) for name in UNALIGNED)])
 def test_equals_the_product(assembly, name, divisible):
     template, params = KERNELS[name]
-    call, text = Call(template, params, TOKENS, aligned=divisible == 16), assembly[name][divisible]
-    found = run(template, params, text, call, forwards)
+    call, code = Call(template, params, TOKENS, aligned=divisible == 16), assembly[name][divisible]
+    found = run(template, params, code.text, call, forwards, shared=code.shared)
     limit = 3e-3 if call.stage == 1 else 1e-6  # h is rounded to bf16
     assert relative(found.double().sum(0), call.wanted()) < limit
-    other = run(template, params, text, call, backwards)
+    other = run(template, params, code.text, call, backwards, shared=code.shared)
     assert torch.equal(found.view(torch.uint8), other.view(torch.uint8))
+
+
+@pytest.mark.parametrize("rows", [(25, 33, 8), (1, 40, 9), (8, 3, 1), (16, 9, 32)], ids=str)
+@pytest.mark.parametrize("name", WHOLE)
+def test_blocks_in_order(assembly, name, rows):
+    """Blocks with so many rows of each expert, of a length that is multiplied whole."""
+    template, params = KERNELS[name]
+    call = Call(template, params, TOKENS, ids=ids_of(rows, TOKENS))
+    found = run(template, params, assembly[name][16].text, call, forwards, shared=assembly[name][16].shared)
+    assert relative(found.double().sum(0), call.wanted()) < (3e-3 if call.stage == 1 else 1e-6)
 
 
 ROWS = [(170, 33, 64), (1, 97, 129), (200, 3, 48), (65, 80, 160), (128, 32, 96)]
@@ -143,7 +183,7 @@ def test_blocks_of_every_length(assembly, name, rows):
     """Blocks with so many rows of each expert, in any order."""
     template, params = KERNELS[name]
     call = Call(template, params, 200, ids=ids_of(rows, 200))
-    found = run(template, params, assembly[name][16], call, forwards)
+    found = run(template, params, assembly[name][16].text, call, forwards, shared=assembly[name][16].shared)
     assert relative(found.double().sum(0), call.wanted()) < (3e-3 if call.stage == 1 else 1e-6)
 
 
@@ -175,10 +215,11 @@ def test_blocks_of_every_length(assembly, name, rows):
 def test_what_goes_on_is_not_touched(assembly, name, find, instead, message):
     """Without one of its waits, fences or barriers a kernel would be wrong at times; the machine must see that."""
     template, params = KERNELS[name]
-    broken = re.sub(find, instead, assembly[name][16])
-    assert broken != assembly[name][16]
+    code = assembly[name][16]
+    broken = re.sub(find, instead, code.text)
+    assert broken != code.text
     with pytest.raises(Fault, match=message):
-        run(template, params, broken, Call(template, params, TOKENS), forwards)
+        run(template, params, broken, Call(template, params, TOKENS), forwards, shared=code.shared)
 
 
 @pytest.mark.parametrize(
@@ -191,6 +232,8 @@ def test_what_goes_on_is_not_touched(assembly, name, find, instead, message):
 )
 def test_a_wrong_place_is_a_wrong_product(assembly, find, instead):
     template, params = KERNELS["gate_up"]
-    broken, call = re.sub(find, instead, assembly["gate_up"][16]), Call(template, params, TOKENS)
-    assert broken != assembly["gate_up"][16]
-    assert relative(run(template, params, broken, call, forwards).double().sum(0), call.wanted()) > 0.1
+    code, call = assembly["gate_up"][16], Call(template, params, TOKENS)
+    broken = re.sub(find, instead, code.text)
+    assert broken != code.text
+    found = run(template, params, broken, call, forwards, shared=code.shared)
+    assert relative(found.double().sum(0), call.wanted()) > 0.1

@@ -16,7 +16,7 @@ from .machine import Machine
 from .memory import Memory
 
 EXPERTS = 3
-SHARED_BYTES = 227 << 10
+SHARED_BYTES = 128 << 10
 CONSTANT, LISTS = ("weight", "bias"), ("sorted_ids", "expert_ids", "num_valid", "sorted_weights")
 """Operands that no launch writes, and the token sort's, which `early` kernels may read before they wait."""
 
@@ -145,8 +145,10 @@ def run(
     order: Callable[[int], list[int]],
     processors: int = 2,
     left: bool = False,
+    shared: int = SHARED_BYTES,
 ) -> Tensor:
-    """What the kernel writes into memory full of NaN. `left`: programs are left out, and flags with them."""
+    """What the kernel writes into memory full of NaN. `left`: programs are left out, and flags with them. A program
+    has so many bytes of `shared` memory."""
     rows = call.ids.numel()
     kind, columns = (torch.bfloat16, params["intermediate"]) if call.stage == 1 else (torch.float32, params["hidden"])
     out = torch.full((params.get("splits", 1), rows, columns), torch.nan, dtype=kind)
@@ -162,7 +164,7 @@ def run(
         place = value if isinstance(value, int) else memory.place(array(value), offset=offset, **given_early)
         arguments.append(place)
     result = memory.place(array(out), writable=True)
-    machine = Machine(text, memory, np.full(SHARED_BYTES, 0xFF, np.uint8))
+    machine = Machine(text, memory, np.full(shared, 0xFF, np.uint8))
     machine.launch(params["programs"], [*arguments, result, len(call.ids)], order(params["programs"]), processors)
     if exchange is not None and not left:
         assert not memory.read_back(exchange, np.zeros(EXCHANGE_FLAGS, np.int32)).any(), "flags are left behind"
