@@ -15,6 +15,8 @@ from moeloom.runtime.executable import Executable, load
 
 SWITCHES = (255, 256, 257, 511, 513)
 CAPTURED = 16
+DECODE_L2 = 2e-3
+"""At M = 1 to 64; moeloom.check allows 5e-3 at any M."""
 
 
 def test_reference(gpu: Executable) -> None:
@@ -24,7 +26,12 @@ def test_reference(gpu: Executable) -> None:
 
 
 def test_every_number_of_decode_tokens(gpu: Executable, layer: str) -> None:
-    assert [figure for m in range(1, 65) for figure in check(gpu, [layer], [m], seed=m) if not figure.passed] == []
+    """Closer than `moeloom check` asks; `pytest -rP` shows the largest relative L2 of each artifact."""
+    figures = [figure for m in range(1, 65) for figure in check(gpu, [layer], [m], seed=m)]
+    worst = max((figure for figure in figures if figure.measure == "relative L2"), key=lambda figure: figure.value)
+    print(f"relative L2 up to {worst.value:.2e}, at M = {worst.tokens}")
+    assert worst.value <= DECODE_L2
+    assert [figure for figure in figures if not figure.passed] == []
 
 
 def test_the_same_bytes_twice(gpu: Executable, layer: str) -> None:
