@@ -1,7 +1,8 @@
-"""Sums of a unit that two neighbouring programs of a launch share, through memory (`kernel.exchange`).
+"""Sums of a unit that neighbouring programs of a launch share, through memory (`kernel.exchange`).
 
-Where a run ends inside a unit, the next run's program has done the unit's last records first of all, and put its sums
-here. Runs are given out from the last one to the first, so nobody waits for a program that has not begun.
+Where a run ends inside a unit, the runs behind have the unit's other records, do them first of all and put their sums
+here, to which the unit's first owner then adds its own. Runs are given out from the last one to the first, so nobody
+waits for a program that has not begun.
 
 The exchange is i32 words: FLAGS of them, a run's each or counters (decode_places.py), 0 before a launch and 0 behind
 it; then the sums.
@@ -19,6 +20,8 @@ from .decode_stream import pushed, thread_numbers, threads_layout
 FLAGS = gl.constexpr(EXCHANGE_FLAGS)
 EXCHANGE = ("exchange", "*i32")
 """The operand."""
+MORE, LAST = gl.constexpr(1), gl.constexpr(2)
+"""Flags of a run's sums: the next run has put some of the same unit too, or these are of its last records."""
 
 
 @gluon.constexpr_function
@@ -57,27 +60,43 @@ def own_records(position, end, RECORDS: gl.constexpr):
 
 
 @gluon.jit
-def put_sums(exchange, run, sums):
-    """Put the sums of the last records of a unit, with which a `run` begins, where its other owner finds them."""
+def put_sums(exchange, run, sums, is_last):
+    """Put the sums of records of a unit with which a `run` begins, the unit's last ones or not, where its first owner
+    finds them."""
     place, size = _sums_of(exchange, run, sums)
     for number in gl.static_range(len(sums)):
         gl.store(place + number * size, sums[number].to(gl.int32, bitcast=True))
     gl.barrier()
-    _store_flag(exchange, run, 1, ".release.gpu")
+    _store_flag(exchange, run, gl.where(is_last, LAST, MORE), ".release.gpu")
 
 
 @gluon.jit
 def take_sums(exchange, run, sums):
-    """What `run` has put, in the form of `sums`: waits for it, and clears its flag."""
-    while _flag(exchange, run) == 0:
-        pass
+    """What `run` has put, in the form of `sums`: waits for it, and clears its flag, which is given too."""
+    flag = _flag(exchange, run)
+    while flag == 0:
+        flag = _flag(exchange, run)
     gl.barrier()
     _store_flag(exchange, run, 0, "")
     place, size = _sums_of(exchange, run, sums)
     found = (gl.load(place, cache_modifier=".cg").to(gl.float32, bitcast=True),)
     for number in gl.static_range(1, len(sums)):
         found = pushed(found, gl.load(place + number * size, cache_modifier=".cg").to(gl.float32, bitcast=True))
-    return found
+    return found, flag
+
+
+@gluon.jit
+def add_all_sums(exchange, run, sums):
+    """`sums` and what the runs from `run` on have put of the same unit, in their order."""
+    flag = run * 0 + MORE
+    while flag == MORE:
+        found, flag = take_sums(exchange, run, sums)
+        added = (sums[0] + found[0],)
+        for number in gl.static_range(1, len(sums)):
+            added = pushed(added, sums[number] + found[number])
+        sums = added
+        run += 1
+    return sums
 
 
 @gluon.jit

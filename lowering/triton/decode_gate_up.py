@@ -11,7 +11,7 @@ from moeloom.runtime.stream import Stream
 
 from .activation import gated
 from .decode_chunk import OCTET, SUM_SCALE
-from .decode_exchange import EXCHANGE, own_records, put_sums, run_of_program, take_sums
+from .decode_exchange import EXCHANGE, add_all_sums, own_records, put_sums, run_of_program, take_sums
 from .decode_params import decode_arguments, decode_constants, x_argument
 from .decode_places import GATE_UP_COUNTERS, announce, leave_place
 from .decode_rows import (
@@ -129,15 +129,18 @@ def decode_gate_up_kernel(
             gate_bias, up_bias = None, None
 
         sums = zero_sums(BLOCK // OCTET)
-        if not PAIRED and last < RECORDS:
-            sums = take_sums(exchange, run_of_program(PROGRAMS) + 1, sums)
+        if BLOCK > OCTET and not PAIRED and last < RECORDS:
+            # One other owner, which did this first: now its sums take no registers beside those of the product.
+            sums, _ = take_sums(exchange, run_of_program(PROGRAMS) + 1, sums)
         sums, ring = multiply_unit(
             sums, ring, weight, record, following, address_of(shared), is_short, first, last, RECORDS,
             CHUNKS, RING, gl.num_warps(),
         )  # fmt: skip
         if not PAIRED and position % RECORDS > 0:
-            put_sums(exchange, run_of_program(PROGRAMS), sums)
+            put_sums(exchange, run_of_program(PROGRAMS), sums, BLOCK > OCTET or behind % RECORDS == 0)
         else:
+            if BLOCK == OCTET and behind % RECORDS > 0:
+                sums = add_all_sums(exchange, run_of_program(PROGRAMS) + 1, sums)
             entries = own_entries(rows, BLOCK)
             shares = None if sorted_weights is None else own_shares(rows, BLOCK)
             store_unit(

@@ -16,7 +16,7 @@ from moeloom.lowering.workers import CompileError
 from moeloom.runtime.stream import Stream
 
 from .decode_chunk import OCTET
-from .decode_exchange import EXCHANGE, own_records, put_sums, run_of_program, take_sums
+from .decode_exchange import EXCHANGE, add_all_sums, own_records, put_sums, run_of_program
 from .decode_gate_up import own_bias, store_unit
 from .decode_params import decode_constants
 from .decode_routes import (
@@ -111,15 +111,15 @@ def decode_routed_gate_up_kernel(
             gate_bias, up_bias = own_bias(bias, expert, position // RECORDS, INTERMEDIATE, TILES)
         else:
             gate_bias, up_bias = None, None
-        sums = zero_sums(1)
-        if last < RECORDS:
-            sums = take_sums(exchange, run_of_program(PROGRAMS - 1) + 1, sums)
         sums, ring = multiply_unit(
-            sums, ring, weight, record, following, x_address, False, first, last, RECORDS, CHUNKS, RING, gl.num_warps()
-        )
+            zero_sums(1), ring, weight, record, following, x_address, False, first, last, RECORDS,
+            CHUNKS, RING, gl.num_warps(),
+        )  # fmt: skip
         if first > 0:
-            put_sums(exchange, run_of_program(PROGRAMS - 1), sums)
+            put_sums(exchange, run_of_program(PROGRAMS - 1), sums, behind % RECORDS == 0)
         else:
+            if behind % RECORDS > 0:
+                sums = add_all_sums(exchange, run_of_program(PROGRAMS - 1) + 1, sums)
             store_unit(
                 h, sums, gate_bias, up_bias, None, tabled_entries(table, expert, TOPK), position // RECORDS,
                 OCTET, INTERMEDIATE, TOPK, TILES, ACTIVATION, ALPHA, LIMIT,

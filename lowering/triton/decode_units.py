@@ -49,12 +49,15 @@ def run_of(units, program, PROGRAMS: gl.constexpr):
 def shared_run_of(units, program, RECORDS: gl.constexpr, PROGRAMS: gl.constexpr):
     """The first of the records of `units` of the program numbered `program` and the one behind its last.
 
-    Runs may begin and end inside a unit, which has two owners then: of fewer units than programs none is shared. Runs
-    go to programs from the last one to the first, because of decode_exchange.py.
+    Runs may begin and end inside a unit. Of so few units that programs are left over, as many programs as can share
+    each. Runs that others wait for go to programs from the last one to the first, because of decode_exchange.py.
     """
     if units < PROGRAMS:
-        first, last = run_of(units, program, PROGRAMS)
-        first, last = first * RECORDS, last * RECORDS
+        parts = gl.minimum(PROGRAMS // gl.maximum(units, 1), RECORDS)
+        run = gl.where(parts > 1, units * parts - 1 - program, program)
+        start, part = run // parts * RECORDS, run % parts
+        first = start + part * RECORDS // parts
+        last = gl.where(program < units * parts, start + (part + 1) * RECORDS // parts, first)
     else:
         first, last = run_of(units * RECORDS, PROGRAMS - 1 - program, PROGRAMS)
     return first, last

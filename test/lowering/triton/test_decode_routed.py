@@ -48,6 +48,7 @@ def kernels() -> dict[str, tuple[str, dict[str, Any]]]:
         ("plain", 8, {"counted": False}),
         ("counted, quantising, 4 warps", 4, {"counted": True, "quantise": "even"}),
         ("softmax first, no bias", 8, {"counted": True, "has_bias": False, **OTHERS}),
+        ("3 records that programs share", 4, {"counted": False, "hidden": 2112, "programs": 20}),
     ):
         params = GATE_UP | ROUTER | {"num_warps": warps} | own
         made[name] = ("decode_routed_gate_up", params)
@@ -82,8 +83,8 @@ def run(
     tiles: int,
     old: Sequence[str] | None = None,
 ) -> None:
-    """Fill `results`, which are full of poison, by a grid whose last program runs first. `old`: operands that the
-    launch before does not make."""
+    """Fill `results`, which are full of poison, by a grid whose last program runs first but for those that share units.
+    `old`: operands that the launch before does not make."""
     template, params = KERNELS[name]
     memory, given = Memory(), [argument for argument, _ in TEMPLATES[template].arguments(params)]
     old = OLD.get(template, ()) if old is None else old
@@ -98,7 +99,7 @@ def run(
     out = [memory.place(array(result), writable=True) for result in results]
     text = (folder / ASSEMBLY).read_text()
     machine = Machine(text, memory, np.full(SHARED_BYTES, 0xFF, np.uint8))
-    machine.launch(tiles, [*places, *out, m], list(range(tiles))[::-1])
+    machine.launch(tiles, [*places, *out, m], list(range(tiles))[:: 1 if "share" in name else -1])
     if exchange:
         assert not memory.read_back(exchange, np.zeros(EXCHANGE_FLAGS, np.int32)).any(), "flags are left behind"
     for result, place in zip(results, out, strict=True):
@@ -113,13 +114,13 @@ def poison(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
     return torch.full((torch.Size(shape).numel() * dtype.itemsize,), 0xFF, dtype=torch.uint8).view(dtype).view(shape)
 
 
-def batch(m: int, live: int, kind: str) -> dict[str, Tensor | int]:
+def batch(m: int, live: int, kind: str, hidden: int = HIDDEN) -> dict[str, Tensor | int]:
     """x with rows apart, and logits with ties, a NaN and an infinity."""
     torch.manual_seed(m)
     logits = torch.randn(m, EXPERTS).round(decimals=1).to({"bf16": torch.bfloat16, "f32": torch.float32}[kind])
     logits[0, 5:9] = logits[0].max() + 1
     logits[m - 1, [2, 39]] = torch.tensor([torch.nan, -torch.inf], dtype=logits.dtype)
-    x = torch.randn(m, HIDDEN + 16).bfloat16()
+    x = torch.randn(m, hidden + 16).bfloat16()
     count = torch.tensor([live], dtype=torch.int32)
     return {"x": x, "logits": logits, "num_tokens": count, "x_stride": x.stride(0), "stride": EXPERTS}
 
@@ -143,18 +144,24 @@ def lists(m: int) -> list[Tensor]:
     return [poison(*size, dtype=kind) for size, kind in sizes] + [poison(entries // BLOCK), poison(2)]
 
 
-@pytest.mark.parametrize(("m", "live"), [(1, 1), (2, 2), (4, 4), (4, 3), (3, 0), (8, 8)])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "m", "live"),
+    [
+        *((name, *sizes) for name in NAMES[:3] for sizes in ((1, 1), (2, 2), (4, 4), (4, 3), (3, 0), (8, 8))),
+        ("3 records that programs share", 2, 1),
+    ],
+)
 def test_gives_the_bytes_of_two_launches(folders, name, m, live):
     _, params = KERNELS[name]
-    given = batch(m, live, params["logits"]) | weights(params, 1)
+    programs = params["programs"]
+    given = batch(m, live, params["logits"], params["hidden"]) | weights(params, 1)
     found, h = lists(m), poison(m * TOPK, INTERMEDIATE, dtype=torch.bfloat16)
-    run(folders[name], name, given, [*found, h], m, PROGRAMS)
+    run(folders[name], name, given, [*found, h], m, programs)
 
     want, wanted_h = lists(m), poison(m * TOPK, INTERMEDIATE, dtype=torch.bfloat16)
     run(folders[f"{name}, route_sort"], f"{name}, route_sort", given, want, m, EXPERTS)
     listed = dict(zip(("sorted_ids", "expert_ids", "num_valid"), (want[2], want[4], want[5]), strict=True))
-    run(folders[f"{name}, gate_up"], f"{name}, gate_up", given | listed, [wanted_h], m, PROGRAMS)
+    run(folders[f"{name}, gate_up"], f"{name}, gate_up", given | listed, [wanted_h], m, programs)
     for one, other in zip([*found, h], [*want, wanted_h], strict=True):
         assert torch.equal(one.view(torch.uint8), other.view(torch.uint8))
     rows = reference.source_rows(found[2], found[5], 2, TOPK)

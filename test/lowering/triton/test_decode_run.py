@@ -62,6 +62,8 @@ KERNELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gate_up of 16 rows": ("decode_gate_up", GATE_UP | {"block": 16}),
     "gate_up of 3 records that two share": ("decode_gate_up", SHARED),
+    "gate_up of few units of 3 records that two share": ("decode_gate_up", SHARED | {"programs": 40}),
+    "gate_up of few units of 3 records that three share": ("decode_gate_up", SHARED | {"programs": 50, "early": True}),
     "gate_up of 3 records in 16 rows that two share": ("decode_gate_up", SHARED | {"block": 16, "programs": 5}),
     "gate_up of 16 rows, two programs a processor": ("decode_gate_up", GATE_UP | PAIRED),
     "gate_up of 16 rows, 3 records, two programs a processor": ("decode_gate_up", SHARED | PAIRED),
@@ -138,13 +140,37 @@ def test_the_older_one_of_two_programs_gets_more(assembly):
     assert alone == written(2) > written(0, 2) - alone > 0
 
 
-def test_nobody_waits_for_a_program_that_begins_later(assembly):
-    """Each of the two, alone and first, ends, or waits for one of a lower number."""
-    template, params = KERNELS["gate_up of 3 records that two share"]
+@pytest.mark.parametrize(
+    ("name", "working"),
+    [
+        ("gate_up of 3 records that two share", 7),
+        ("gate_up of few units of 3 records that two share", 2 * 16),
+        ("gate_up of few units of 3 records that three share", 3 * 16),
+    ],
+)
+def test_nobody_waits_for_a_program_that_begins_later(assembly, name, working):
+    """The first program, alone, ends; the last of those with work, alone, waits for one of a lower number; and they are
+    all that it takes."""
+    template, params = KERNELS[name]
     call = Call(template, params, TOKENS)
-    run(template, params, assembly["gate_up of 3 records that two share"], call, lambda programs: [0], left=True)
+    run(template, params, assembly[name], call, lambda programs: [0], left=True)
     with pytest.raises(Fault, match="does it end"):
-        run(template, params, assembly["gate_up of 3 records that two share"], call, lambda programs: [programs - 1])
+        run(template, params, assembly[name], call, lambda _: [working - 1])
+    run(template, params, assembly[name], call, lambda _: list(range(working)))
+
+
+@pytest.mark.parametrize("missing", [0, 1, 30])
+def test_every_program_left_over_has_part_of_a_unit(assembly, missing):
+    name = "gate_up of few units of 3 records that three share"
+    template, params = KERNELS[name]
+    with pytest.raises(Fault, match="does it end"):
+        run(
+            template,
+            params,
+            assembly[name],
+            Call(template, params, TOKENS),
+            lambda _: [program for program in range(3 * 16) if program != missing],
+        )
 
 
 @pytest.mark.parametrize("name", ["gate_up", "gate_up that quantises", "down that quantises, early, 2 splits"])

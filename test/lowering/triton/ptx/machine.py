@@ -19,7 +19,8 @@ from .text import Instruction, Kernel, parse
 
 RULES = arithmetic.RULES | warp.RULES | asynchronous.RULES
 WIDTHS = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
-MOST_STEPS = 2_000_000
+MOST_STEPS = 200_000
+"""Of a program."""
 SHARED_NAME = "global_smem"
 GARBAGE = 0xA5A5A5A5A5A5A5A5
 DONE = np.iinfo(np.int64).max
@@ -53,6 +54,7 @@ class Machine:
 
     def _run(self, block: int, blocks: int) -> None:
         count = self.kernel.threads
+        self._begun = self.executed
         self.shared = Shared(self._shared_content)
         self.flight = asynchronous.InFlight(count, self.shared)
         self.special = {"%tid.x": self.threads, "%ntid.x": count, "%ctaid.x": block, "%nctaid.x": blocks}
@@ -92,7 +94,7 @@ class Machine:
                 if not group.any():
                     return
             self.executed += 1
-            if self.executed > MOST_STEPS:
+            if self.executed - self._begun > MOST_STEPS:
                 raise Fault(f"{instruction}: more than {MOST_STEPS} instructions; does it end?")
             self.active = group & self._guard(instruction)
             here += 1
