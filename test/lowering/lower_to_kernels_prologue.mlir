@@ -84,16 +84,16 @@ func.func @stays_apart_from_other_weights(%l: tensor<?x8xbf16>, %v: tensor<?x2xf
 
 // -----
 
-// Both launches make the row of each slot, which the fused quantiser reads.
-// CHECK-LABEL: func.func @joins_where_few_tokens_fuse
+// Only the joined launch has M that fuses; both make the row of each slot, which it reads.
+// CHECK-LABEL: func.func @joins_where_only_few_tokens_fuse
 // CHECK:         [[BOTH:%.*]]:7 = "kernel.alternatives"
 // CHECK-NEXT:      kernel = @route_sort_0
 // CHECK:           kernel = @sort_tokens_0
 // CHECK:         choice = "prologue", max_m = 8
 // CHECK:           kernel = @quant_sort_0
-// CHECK:         choice = "fusion", max_m = 512
+// CHECK:         choice = "fusion", max_m = 8
 // CHECK:         return
-func.func @joins_where_few_tokens_fuse(%x: tensor<?x96xbf16>, %l: tensor<?x32xbf16>) -> (tensor<?x96xf4E2M1FN>, tensor<?x8xf8E8M0FNU>) {
+func.func @joins_where_only_few_tokens_fuse(%x: tensor<?x96xbf16>, %l: tensor<?x32xbf16>) -> (tensor<?x96xf4E2M1FN>, tensor<?x8xf8E8M0FNU>) {
   %w, %ids = "moe.route"(%l) {topk = 32 : i64, score = "softmax_after_topk", renormalise = false, scale = 1.0 : f32, groups = 1 : i64,
       top_groups = 1 : i64, operandSegmentSizes = array<i32: 1, 0, 0>} : (tensor<?x32xbf16>) -> (tensor<?x32xf32>, tensor<?x32xi32>)
   %s, %sw, %e, %n = "moe.sort_tokens"(%ids, %w) {experts = 32 : i64, block = 8 : i64, operandSegmentSizes = array<i32: 1, 1, 0, 0>}

@@ -1,5 +1,4 @@
-"""Up to which M a tuned table has gate_up route: only as far as the launch before it is the router's own kernel. And
-fuse: as far as the joined routing and token sort goes, or not as far."""
+"""Up to which M a tuned table has gate_up route: only as far as the launch before it is the router's own kernel."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,6 @@ from moeloom.lowering.targets import TARGETS
 from moeloom.passes.pipeline import run
 
 LAYER = Path(__file__).with_name("lower_to_kernels_routing.mlir").read_text().split("// -----")[0]
-FUSES = Path(__file__).with_name("lower_to_kernels_prologue.mlir").read_text().split("// -----")[-1]
 
 
 @pytest.mark.parametrize(
@@ -28,14 +26,3 @@ def test_ends_with_the_kernels_it_stands_behind(router_tokens, route_sort_tokens
     assert ("decode_routed_gate_up" in text) == (limit is not None)
     assert text.count(f'choice = "routing", max_m = {limit} :') == (0 if limit is None else 2)
     assert text.count('choice = "routing"') == (0 if limit is None else 2)
-
-
-@pytest.mark.parametrize(("rows", "limit"), [(512, 16), (256, 8), (128, 4)])
-def test_fuses_as_far_as_the_table_says(rows, limit):
-    """With k = 32, in a layer whose routing and token sort are joined up to 8 tokens: both launches then make the row
-    of each slot, their seventh result, as one of them goes before the fused quantiser."""
-    module = ir.Module.parse(FUSES, dialects.context())
-    run(module, [LowerToKernels.of(replace(TARGETS["sm_90"], fused_rows=(rows, 2048)))])
-    text = str(module)
-    assert f'choice = "fusion", max_m = {limit} :' in text
-    assert ':7 = "kernel.alternatives"' in text.partition('choice = "prologue", max_m = 8 :')[0]
