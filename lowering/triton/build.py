@@ -19,6 +19,8 @@ from .templates import TEMPLATES
 COSTLY = ("gate_up", "down", "experts_one_stage", "prefill_gate_up", "prefill_down")
 WORDS = {"num_tokens"}
 """Arguments that point to one word."""
+SORTS = ("sort_tokens", "sort_count", "sort_scatter")
+"""Templates that read a word or four a thread of the caller's ids and weights, and of nothing else that is his."""
 WORKER = "moeloom.lowering.triton.compile"
 
 
@@ -71,7 +73,7 @@ def compile_kernels(
     absent = sorted({kernel["template"] for kernel in kernels.values()} - TEMPLATES.keys())
     if absent:
         raise CompileError(f"target {architecture.name} has no kernel template {', '.join(absent)}")
-    wanted = [(name, ALIGNED, ()) for name in kernels if not _only_words(kernels[name], generic.get(name, ()))] + [
+    wanted = [(name, ALIGNED, ()) for name in kernels if not _reads_words(kernels[name], generic.get(name, ()))] + [
         (name, 1, generic[name]) for name in kernels if name in generic
     ]
     jobs = [_job(name, kernels[name], architecture, unknown) for name, _, unknown in wanted]
@@ -81,10 +83,10 @@ def compile_kernels(
     return compiled
 
 
-def _only_words(kernel: Mapping[str, Any], unknown: Collection[int]) -> bool:
-    """Whether all that a kernel's second variant assumes nothing of are pointers to one word: then it is as fast."""
+def _reads_words(kernel: Mapping[str, Any], unknown: Collection[int]) -> bool:
+    """Whether all that a kernel's second variant assumes nothing of is read by the word: then it is as fast."""
     names = [argument for argument, _ in TEMPLATES[kernel["template"]].arguments(kernel["params"])]
-    return bool(unknown) and {names[number] for number in unknown} <= WORDS
+    return bool(unknown) and (kernel["template"] in SORTS or {names[number] for number in unknown} <= WORDS)
 
 
 def _job(name: str, kernel: Mapping[str, Any], architecture: Architecture, unknown: Collection[int]) -> Job:
