@@ -137,9 +137,9 @@ def decode_gate_up_kernel(
             CHUNKS, RING, gl.num_warps(),
         )  # fmt: skip
         if not PAIRED and position % RECORDS > 0:
-            put_sums(exchange, run_of_program(PROGRAMS), sums, BLOCK > OCTET or behind % RECORDS == 0)
+            put_sums(exchange, run_of_program(PROGRAMS), sums, BLOCK > OCTET or last == RECORDS)
         else:
-            if BLOCK == OCTET and behind % RECORDS > 0:
+            if BLOCK == OCTET and last < RECORDS:
                 sums = add_all_sums(exchange, run_of_program(PROGRAMS) + 1, sums)
             entries = own_entries(rows, BLOCK)
             shares = None if sorted_weights is None else own_shares(rows, BLOCK)

@@ -116,9 +116,9 @@ def decode_routed_gate_up_kernel(
             CHUNKS, RING, gl.num_warps(),
         )  # fmt: skip
         if first > 0:
-            put_sums(exchange, run_of_program(PROGRAMS - 1), sums, behind % RECORDS == 0)
+            put_sums(exchange, run_of_program(PROGRAMS - 1), sums, last == RECORDS)
         else:
-            if behind % RECORDS > 0:
+            if last < RECORDS:
                 sums = add_all_sums(exchange, run_of_program(PROGRAMS - 1) + 1, sums)
             store_unit(
                 h, sums, gate_bias, up_bias, None, tabled_entries(table, expert, TOPK), position // RECORDS,

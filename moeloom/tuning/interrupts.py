@@ -1,6 +1,7 @@
 """Ctrl-C that is not lost: Python drops what a destructor, or the callback of a weak reference, raises."""
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,10 @@ def remembered() -> Iterator[Callable[[], None]]:
         came.set()
         raise KeyboardInterrupt
 
+    def unraisable(what: "sys.UnraisableHookArgs") -> None:
+        if not (came.is_set() and what.exc_type is KeyboardInterrupt):  # `check` raises that one
+            report(what)
+
     def check() -> None:
         if came.is_set():
             raise KeyboardInterrupt
@@ -27,8 +32,10 @@ def remembered() -> Iterator[Callable[[], None]]:
     if not ours or before != signal.default_int_handler:
         yield check
         return
+    report, sys.unraisablehook = sys.unraisablehook, unraisable
     signal.signal(signal.SIGINT, interrupt)
     try:
         yield check
     finally:
         signal.signal(signal.SIGINT, before)
+        sys.unraisablehook = report

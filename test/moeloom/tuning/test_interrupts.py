@@ -1,6 +1,7 @@
 """moeloom/tuning/interrupts.py: an interrupt that a destructor swallowed."""
 
 import signal
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -22,16 +23,28 @@ class Swallows:
         signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_lost_interrupt_ends_the_next_step() -> None:
+class Fails:
+    def __del__(self) -> None:
+        raise ValueError("of its own")
+
+
+def test_a_lost_interrupt_ends_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And Python, which drops it, says nothing of it; of other errors it does."""
+    said: list[type[BaseException]] = []
+
+    def hook(what: "sys.UnraisableHookArgs") -> None:
+        said.append(what.exc_type)
+
+    monkeypatch.setattr(sys, "unraisablehook", hook)
     with remembered() as check:
         budget = Budget(60, check)
         assert not budget.over
-        one = Swallows()
-        del one
+        one, other = Swallows(), Fails()
+        del one, other
         with pytest.raises(KeyboardInterrupt):
             _ = budget.over
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert said == [ValueError]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler and sys.unraisablehook is hook
 
 
 def test_where_interrupts_are_ignored_they_stay_so() -> None:
