@@ -45,11 +45,11 @@ def main() -> None:
             sizes = {"programs": row.architecture.processors * SIMDS * tile["waves"]}
             wanted[f"{product} {form}"] = {"template": template, "params": params | tile | sizes}
         with tempfile.TemporaryDirectory() as cache:
-            made = build.compile_kernels(wanted, row.architecture, Path(cache), lambda *_: None, {})
-            for kernel, folders in made.items():
+            made = build.compile_kernels(wanted, row.architecture, Path(cache), lambda *_: None)
+            for kernel, folder in made.items():
                 ring = wanted[kernel]["params"]["ring"]
-                facts = json.loads((folders[16] / FACTS).read_text())
-                loop = matrix_loop((folders[16] / ASSEMBLY).read_text())
+                facts = json.loads((folder / FACTS).read_text())
+                loop = matrix_loop((folder / ASSEMBLY).read_text())
                 loads = sum("_load_" in line for line in loop) // ring
                 cost = len(loop) * 512 / (ring * (STEP_BYTES - STEP_SCALE_BYTES))
                 waves = facts["occupancy"]

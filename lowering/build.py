@@ -23,39 +23,30 @@ def write_code(
     """
     if target.architecture is None:
         return {"libraries": write_libraries(kernels, folder, cache, step), "kernels": dict(kernels)}
-    generic: dict[str, set[int]] = {}
+    odd_strides: dict[str, set[int]] = {}
     for program in programs.values():
-        for name, arguments in _unknown(program):
-            generic.setdefault(name, set()).update(arguments)
+        for name, number in _odd_strides(program):
+            odd_strides.setdefault(name, set()).add(number)
     architecture = {name: asdict(target.architecture)[name] for name in ("backend", "name", "warp_size")}
-    described = write_kernels(kernels, target.architecture, folder, cache, step, generic)
+    described = write_kernels(kernels, target.architecture, folder, cache, step, odd_strides)
     return {"architecture": architecture, "libraries": [], "kernels": described}
 
 
-def _unknown(program: Mapping[str, Any]) -> Iterator[tuple[str, set[int]]]:
-    """The kernels that touch a caller's tensor, or rows whose stride the fast variant does not take, and which of their
-    arguments those are (docs/program.md, "Kernel ABI (GPU)")."""
-    foreign = {item["value"] for item in (*program["inputs"], *program["outputs"])}
-    foreign |= {int(value) for value, about in program["values"].items() if about["slot"] is None}
+def _odd_strides(program: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Kernel and number of the argument of every stride that is no multiple of ALIGNED where rows lie side by side.
+
+    Where it is one, the runtime copies a caller's tensor whose rows lie otherwise.
+    """
+    shapes = {item["value"]: item["shape"] for item in (*program["inputs"], *program["outputs"])}
+    shapes |= {int(value): about["shape"] for value, about in program["values"].items()}
     for launch in _launches(program["steps"]):
-        arguments: list[tuple[int, bool]] = []
-        for number, value in enumerate(launch["operands"]):
-            arguments.append((value, False))
-            if number in launch["strided"]:
-                arguments.append((value, True))
-        arguments += [(value, False) for value in launch["results"]]
-        unknown = {
-            number
-            for number, (value, is_stride) in enumerate(arguments)
-            if value in foreign or (is_stride and _width(program, value) % ALIGNED)
-        }
-        if unknown:
-            yield launch["launch"], unknown
-
-
-def _width(program: Mapping[str, Any], value: int) -> int:
-    """The elements of a row of an intermediate tensor."""
-    return program["values"][str(value)]["shape"][-1]
+        number = 0
+        for position, value in enumerate(launch["operands"]):
+            number += 1
+            if position in launch["strided"]:
+                if shapes[value][-1] % ALIGNED:
+                    yield launch["launch"], number
+                number += 1
 
 
 def _launches(steps: list[dict]) -> Iterator[dict]:

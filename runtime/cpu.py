@@ -7,7 +7,8 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -134,6 +135,10 @@ class Cpu:
         for worker in self._workers:
             worker.start()
         self.close = weakref.finalize(self, _stop, self._work)
+
+    def divisible(self, kernel: str) -> Iterable[int]:
+        """Kernels of the CPU assume nothing of addresses and strides."""
+        return repeat(1)
 
     def commands(self, words: Words, bound: Sequence[Bound]) -> np.ndarray:
         """i64 [n, COMMAND_WORDS], as the library's `moeloom_run` takes them."""

@@ -3,7 +3,7 @@
 import ctypes
 
 from moeloom.runtime.gpu import Driver, Handle, Start
-from moeloom.runtime.target import Variant
+from moeloom.runtime.target import Code
 
 MAX_DYNAMIC_SHARED_SIZE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 FREE_SHARED_BYTES = 48 << 10
@@ -73,11 +73,11 @@ class Cuda(Driver):
             self.check(code, f"kernel {symbol!r} cannot have {shared} bytes of shared memory")
         return found
 
-    def start(self, function: Handle, tiles: int, variant: Variant, overlaps: bool) -> Start:
-        if not (overlaps and variant.dependent):
-            return super().start(function, tiles, variant, overlaps)
+    def start(self, function: Handle, tiles: int, code: Code, overlaps: bool) -> Start:
+        if not (overlaps and code.dependent):
+            return super().start(function, tiles, code, overlaps)
         early = (LaunchAttribute * 1)(LaunchAttribute(id=PROGRAMMATIC_STREAM_SERIALIZATION, value=1))
-        sizes = (tiles, 1, 1), (variant.threads, 1, 1), variant.shared
+        sizes = (tiles, 1, 1), (code.threads, 1, 1), code.shared
         config = LaunchConfig(*sizes, None, early, len(early))
         launch, place = self._launch_configured, ctypes.pointer(config)
 

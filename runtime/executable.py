@@ -121,8 +121,9 @@ class Executable:
         return self._workspace.size
 
     def prepare(self, max_tokens: int) -> None:
-        """Plan the workspace for up to `max_tokens` tokens. Afterwards nothing is allocated but outputs without `out=`
-        and, at the first call with some M, its command list; a call with more tokens is refused."""
+        """Plan the workspace for up to `max_tokens` tokens. Afterwards nothing is allocated but outputs without `out=`,
+        copies of tensors that a GPU's code cannot use in their place (docs/program.md, "Running on a GPU") and, at the
+        first call with some M, its command list; a call with more tokens is refused."""
         if not 1 <= max_tokens < MAX_TOKENS:
             raise LaunchError(f"max_tokens is {max_tokens}; it must be 1 to {MAX_TOKENS - 1}")
         try:

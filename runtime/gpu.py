@@ -7,7 +7,7 @@ call can be captured in a graph (docs/program.md, "Kernel ABI (GPU)" and "Launch
 import ctypes
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -17,10 +17,9 @@ from torch import Tensor
 from moeloom.runtime.errors import ArtifactError, LaunchError
 from moeloom.runtime.plan import Plan
 from moeloom.runtime.segment import Bound, Live, Ran, Words
-from moeloom.runtime.target import GPU_ALIGNMENT, Target, Variant
+from moeloom.runtime.target import GPU_ALIGNMENT, Code, Target
 
 MOST_TILES = (1 << 31) - 1  # of a grid's first dimension
-PLACED_ALIGNMENT = 16  # bytes: what every variant assumes of weights and of tensors in the workspace
 Handle = int
 """A module, a function or a stream of the driver."""
 Start = Callable[[Handle, ctypes.Array], int]
@@ -69,10 +68,10 @@ class Driver(ABC):
         if code:
             raise ArtifactError(f"{what} on {self.torch_device}: {self.error(code)}")
 
-    def start(self, function: Handle, tiles: int, variant: Variant, overlaps: bool) -> Start:
-        """How `variant` is launched on `tiles` programs. `overlaps`: what is in front need not have ended where the
-        code is dependent."""
-        sizes = (tiles, 1, 1, variant.threads, 1, 1, variant.shared)
+    def start(self, function: Handle, tiles: int, code: Code, overlaps: bool) -> Start:
+        """How `code` is launched on `tiles` programs. `overlaps`: what is in front need not have ended where the
+        it is dependent."""
+        sizes = (tiles, 1, 1, code.threads, 1, 1, code.shared)
         launch = self.launch
         return lambda stream, arguments: launch(function, *sizes, stream, arguments, None)
 
@@ -122,86 +121,42 @@ class Driver(ABC):
 _modules: dict[tuple[torch.device, str], Handle] = {}
 
 
-def open_module(driver: Driver, variant: Variant) -> Handle:
+def open_module(driver: Driver, code: Code) -> Handle:
     """Load a code object whose bytes have the manifest's hash; once a process and device. It is never unloaded: a
     captured graph launches it without asking."""
-    key = (driver.torch_device, variant.sha256)
+    key = (driver.torch_device, code.sha256)
     if key not in _modules:
-        content = variant.file.read_bytes()
-        if hashlib.sha256(content).hexdigest() != variant.sha256:
-            raise ArtifactError(f"{variant.file} does not match its hash; compile or copy the artifact again")
-        _modules[key] = driver.load(content, str(variant.file))
+        content = code.file.read_bytes()
+        if hashlib.sha256(content).hexdigest() != code.sha256:
+            raise ArtifactError(f"{code.file} does not match its hash; compile or copy the artifact again")
+        _modules[key] = driver.load(content, str(code.file))
     return _modules[key]
 
 
 class Command:
-    """One launch: the code that fits, and the addresses of its arguments."""
+    """One launch: its code, and the addresses of its arguments."""
 
-    def __init__(
-        self,
-        driver: Driver,
-        variants: Sequence[tuple[Variant, Handle]],
-        words: Words,
-        bound: Bound,
-        overlap: bool = True,
-    ):
+    def __init__(self, driver: Driver, code: Code, function: Handle, words: Words, bound: Bound, overlap: bool = True):
         if bound.tiles > MOST_TILES:
             raise LaunchError(
                 f"{bound.launch.kernel} has {bound.tiles} tiles; a grid has {MOST_TILES}: use fewer tokens"
             )
         self.bound, self._driver, self._words = bound, driver, words
-        for place in bound.placed:
-            if words[place] % PLACED_ALIGNMENT:
-                raise LaunchError(
-                    f"{bound.launch.kernel} reads {words[place]:#x}, no multiple of {PLACED_ALIGNMENT}; align it"
-                )
-        self._variants = [
-            (
-                variant.divisible - 1,
-                driver.start(function, bound.tiles, variant, overlaps=False),
-                driver.start(function, bound.tiles, variant, overlaps=overlap),
-            )
-            for variant, function in variants
-        ]
-        scratch = max(variant.scratch for variant, _ in variants)
+        self._behind = driver.start(function, bound.tiles, code, overlaps=False)
+        self._overlapping = driver.start(function, bound.tiles, code, overlaps=overlap)
         self._null = ctypes.c_int64(0)
         addresses = [ctypes.addressof(words) + 8 * place for place in range(bound.start, bound.end)]
-        addresses += [ctypes.addressof(self._null)] * scratch
+        addresses += [ctypes.addressof(self._null)] * code.scratch
         self._arguments = (ctypes.c_void_p * len(addresses))(*addresses)
-        # What every pointer and stride is a multiple of shows in the low bits of all of them together.
-        self._fixed_bits = 0
-        for place in range(bound.start, bound.end - 1):
-            if place not in bound.live:
-                self._fixed_bits |= words[place]
-        if not bound.live:
-            self._variants = [self._fitting(self._fixed_bits)]
 
     def launch(self, stream: Handle, alone: bool = False) -> None:
-        """Launch on `stream`; `alone`: behind the end of what is in front.
-
-        LaunchError where no code fits the arguments, or where the driver refuses."""
-        bits, words = self._fixed_bits, self._words
-        for place in self.bound.live:
-            bits |= words[place]
-        _, behind, overlapping = self._fitting(bits)
+        """Launch on `stream`; `alone`: behind the end of what is in front. LaunchError where the driver refuses."""
         if self.bound.tiles == 0:
             return
-        code = (behind if alone else overlapping)(stream, self._arguments)
+        code = (self._behind if alone else self._overlapping)(stream, self._arguments)
         if code:
             where = self._driver.torch_device
             raise LaunchError(f"{self.bound.launch.kernel} cannot be launched on {where}: {self._driver.error(code)}")
-
-    def _fitting(self, bits: int) -> tuple[int, Start, Start]:
-        for variant in self._variants:
-            if not bits & variant[0]:
-                return variant
-        wanted = self._variants[-1][0] + 1
-        words = self._words[self.bound.start : self.bound.end - 1]
-        place, value = next((place, value) for place, value in enumerate(words) if value % wanted)
-        raise LaunchError(
-            f"no code of {self.bound.launch.kernel} fits: it takes pointers and strides in multiples of {wanted}, "
-            f"its argument {place} is {value:#x}; pass aligned tensors, or compile again"
-        )
 
 
 class Gpu:
@@ -216,8 +171,8 @@ class Gpu:
         with driver.current():
             driver.enter_thread()
             self._kernels = {
-                name: [(v, driver.function(open_module(driver, v), v.symbol, v.shared)) for v in variants]
-                for name, variants in target.variants.items()
+                name: (code, driver.function(open_module(driver, code), code.symbol, code.shared))
+                for name, code in target.codes.items()
             }
 
     @property
@@ -225,9 +180,13 @@ class Gpu:
         """The GPU's name."""
         return torch.cuda.get_device_name(self.torch_device)
 
+    def divisible(self, kernel: str) -> Iterable[int]:
+        """As the artifact has it."""
+        return self._kernels[kernel][0].divisible
+
     def commands(self, words: Words, bound: Sequence[Bound]) -> list[Command]:
         """A command for each launch."""
-        return [Command(self._driver, self._kernels[each.launch.kernel], words, each, self._overlap) for each in bound]
+        return [Command(self._driver, *self._kernels[each.launch.kernel], words, each, self._overlap) for each in bound]
 
     def execute(self, plan: Plan, live: Live, outputs: Sequence[Tensor], ran: list[Ran] | None) -> None:
         """Put a plan on the caller's stream, behind what earlier calls put on others: they share a workspace."""

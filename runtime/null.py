@@ -1,6 +1,7 @@
 """A device that runs nothing: arguments are checked, the program is walked, launches are recorded, outputs are zero."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -21,6 +22,10 @@ class Null:
     def __init__(self, target: Target):
         self.alignment = target.alignment
         self.launched: list[str] = []
+
+    def divisible(self, kernel: str) -> Iterable[int]:
+        """Anything goes."""
+        return repeat(1)
 
     def commands(self, words: Words, bound: Sequence[Bound]) -> Sequence[Bound]:
         """The launches themselves."""

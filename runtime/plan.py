@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moeloom.runtime.errors import ArtifactError
+from moeloom.runtime.errors import ArtifactError, LaunchError
 from moeloom.runtime.program import Aten, Launch, Program, Shaped
-from moeloom.runtime.segment import Device, Live, Ran, Segment
+from moeloom.runtime.segment import Device, Live, Multiples, Ran, Segment
 
 SMALL_BYTES = 1 << 20
 """ATen operators that read less run on one thread. After a parallel one, torch's threads spin for milliseconds on the
@@ -163,9 +163,12 @@ class Plan:
                 self._launch(step)
             else:
                 self._aten(step)
+        self._wanted: dict[int, Multiples] = {}
         for item in self._items:
             if isinstance(item, Segment):
                 item.finish()
+                self._wanted |= {v: self._wanted.get(v, wanted) | wanted for v, wanted in item.live.items()}
+        self._at_start = [value for value in self._wanted if value in self._at_call]
 
     def _place(self, program: Program, max_m: int, alignment: int) -> None:
         offsets, _ = slot_offsets(program, max_m, alignment)
@@ -237,7 +240,8 @@ class Plan:
     def run(self, live: Live, outputs: Sequence[Tensor], ran: list[Ran] | None = None) -> None:
         """Run with the inputs' tensors by value number; `ran` collects the launches that ran.
 
-        An optional input that is left out is the number of live tokens: all M.
+        An optional input that is left out is the number of live tokens: all M. Of a tensor that the code cannot read or
+        write in its place a copy is made, for this call.
         """
         if self._poison:
             self._workspace.fill_(POISON)
@@ -246,20 +250,35 @@ class Plan:
         copies = []
         for value, out in zip(self._outputs, outputs, strict=True):
             if value in self._written and value not in live:
-                live[value] = out
-            else:
+                live[value] = self._fitting(value, out)
+            if live.get(value) is not out:
                 copies.append((value, out))
         for call in self._early:
             call.run(live, self._fixed)
+        for value in self._at_start:
+            live[value] = self._fitting(value, live[value])
         for item in self._items:
             if isinstance(item, AtenCall):
                 item.run(live, self._fixed)
+                for value in item.results:
+                    if value in self._wanted:
+                        live[value] = self._fitting(value, live[value])
             elif ran is None:
                 item.run(live)
             else:
                 item.trace(live, ran)
         for value, out in copies:
             out.copy_(self._fixed[value] if value in self._fixed else live[value])
+
+    def _fitting(self, value: int, tensor: Tensor) -> Tensor:
+        """The tensor, or a copy of it where some launch cannot read or write it in its place."""
+        wanted = self._wanted.get(value)
+        if wanted is None or wanted.fit(tensor):
+            return tensor
+        copy = tensor.clone(memory_format=torch.contiguous_format)
+        if not wanted.fit(copy):
+            raise LaunchError(f"value {value} has rows {copy.stride(0)} elements apart; {wanted}: compile again")
+        return copy
 
 
 def _references(args: list) -> list[int]:

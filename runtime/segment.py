@@ -1,14 +1,14 @@
 """Launches in a row, their arguments laid out once: only what belongs to the caller is written at each call."""
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from moeloom.runtime.errors import ArtifactError
+from moeloom.runtime.errors import ArtifactError, LaunchError
 from moeloom.runtime.program import Launch, evaluate
 
 Live = dict[int, Any]
@@ -18,15 +18,31 @@ Words = ctypes.Array
 
 @dataclass(frozen=True)
 class Bound:
-    """A launch with its arguments in words `start` to `end`, M the last of them; `live` are written at each call,
-    `placed` are pointers to weights and to the workspace."""
+    """A launch with its arguments in words `start` to `end`, M the last of them."""
 
     launch: Launch
     start: int
     end: int
-    live: tuple[int, ...]
-    placed: tuple[int, ...]
     tiles: int
+
+
+@dataclass(frozen=True)
+class Multiples:
+    """What a tensor's address (bytes) and the distance of its rows (elements) must be multiples of."""
+
+    address: int = 1
+    stride: int = 1
+
+    def fit(self, tensor: Tensor) -> bool:
+        """Whether the tensor can be read where it is."""
+        return not tensor.data_ptr() % self.address and (self.stride == 1 or not tensor.stride(0) % self.stride)
+
+    def __str__(self) -> str:
+        return f"it takes addresses in multiples of {self.address} and rows in multiples of {self.stride} elements"
+
+    def __or__(self, other: "Multiples") -> "Multiples":
+        """Both."""
+        return Multiples(max(self.address, other.address), max(self.stride, other.stride))
 
 
 @dataclass(frozen=True)
@@ -47,6 +63,9 @@ class Device(Protocol):
     alignment: int
     """Bytes: where the slots of a workspace start."""
 
+    def divisible(self, kernel: str) -> Iterable[int]:
+        """What each argument of a kernel but M must be a multiple of, pointers in bytes and strides in elements."""
+
     def commands(self, words: Words, bound: Sequence[Bound]) -> Any:
         """One command a launch, in a sequence; `words` keep their address and are read at each run."""
 
@@ -62,6 +81,8 @@ class Segment:
 
     def __init__(self, device: Device, m: int):
         self._device, self._m = device, m
+        self.live: dict[int, Multiples] = {}
+        """What is asked of the tensors that are known at a call only; powers of two."""
         self._bound: list[Bound] = []
         self._values: list[int] = []
         self._patches: list[tuple[int, int, bool]] = []
@@ -69,24 +90,25 @@ class Segment:
     def add(self, launch: Launch, fixed: Mapping[int, Any]) -> None:
         """Append a launch; `fixed` are the tensors whose address is known now."""
         start = len(self._values)
-        live: list[int] = []
-        placed: list[int] = []
+        divisible = iter(self._device.divisible(launch.kernel))
         for position, value in enumerate((*launch.operands, *launch.results)):
             strided = position in launch.strided
             tensor = fixed.get(value)
+            wanted = Multiples(next(divisible), next(divisible) if strided else 1)
             if tensor is None:
                 self._patches.append((len(self._values), value, strided))
-                live += range(len(self._values), len(self._values) + 1 + strided)
+                self.live[value] = self.live.get(value, wanted) | wanted
             elif not _dense(tensor, strided):
                 raise ArtifactError(f"{launch.op} reads value {value} through a view it cannot read; compile again")
-            else:
-                placed.append(len(self._values))
+            elif not wanted.fit(tensor):
+                where = f"{tensor.data_ptr():#x}, strides {tensor.stride()}"
+                raise LaunchError(f"{launch.kernel} reads value {value} at {where}; {wanted}")
             self._values.append(0 if tensor is None else tensor.data_ptr())
             if strided:
                 self._values.append(0 if tensor is None else tensor.stride(0))
         self._values.append(self._m)
         tiles = evaluate(launch.tiles, self._m)
-        self._bound.append(Bound(launch, start, len(self._values), tuple(live), tuple(placed), tiles))
+        self._bound.append(Bound(launch, start, len(self._values), tiles))
 
     def finish(self) -> None:
         """Make the commands: from here on only the caller's tensors change."""

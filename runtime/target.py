@@ -11,6 +11,7 @@ from moeloom.runtime.program import Alternatives, Launch, Program, Step, parse
 
 BACKENDS = ("cuda", "hip")
 CPU_ALIGNMENT, GPU_ALIGNMENT = 64, 256  # bytes: slots of the workspace start on a cache line, or as allocations do
+MULTIPLES = tuple(1 << power for power in range(9))  # up to the alignment of whatever the runtime places itself
 MOST_THREADS = 1024  # of a block, on every GPU
 
 
@@ -34,12 +35,12 @@ class Architecture:
 
 
 @dataclass(frozen=True)
-class Variant:
-    """One code object of a GPU kernel; right where every pointer is a multiple of `divisible` bytes and every stride of
-    `divisible` elements. `shared` is in bytes; `scratch` counts the null pointers that end its arguments. Code that is
-    `dependent` waits for the launch in front itself, so it may start before that ends."""
+class Code:
+    """The code object of a GPU kernel. `divisible`: what each of its arguments but M must be a multiple of, pointers in
+    bytes and strides in elements. `shared` is in bytes; `scratch` counts the null pointers that end its arguments. Code
+    that is `dependent` waits for the launch in front itself, so it may start before that ends."""
 
-    divisible: int
+    divisible: tuple[int, ...]
     file: Path
     sha256: str
     symbol: str
@@ -52,7 +53,7 @@ class Variant:
 @dataclass(frozen=True)
 class Target:
     """`kernels` and `weights` are plain data of the manifest. `architecture` is None for the CPU, whose code is in
-    `libraries`; a GPU's is in `variants`, by kernel, best first."""
+    `libraries`; a GPU's is in `codes`, by kernel."""
 
     name: str
     libraries: tuple[Library, ...]
@@ -61,7 +62,7 @@ class Target:
     weights: Mapping[str, Mapping[str, Any]]
     """{"file", "tensor", "dtype", "shape", "sha256"} by prefix + packed name."""
     architecture: Architecture | None = None
-    variants: Mapping[str, tuple[Variant, ...]] = field(default_factory=dict)
+    codes: Mapping[str, Code] = field(default_factory=dict)
 
     @property
     def alignment(self) -> int:
@@ -85,10 +86,10 @@ def parse_target(path: Path, name: str, raw: Mapping[str, Any]) -> Target:
     if about is None:
         return Target(name, libraries, kernels, programs, weights)
     architecture = _architecture(about)
-    variants = {kernel: _variants(path, kernel, k["variants"], architecture) for kernel, k in kernels.items()}
+    codes = {kernel: _code(path, kernel, k, architecture) for kernel, k in kernels.items()}
     for program in programs.values():
-        _check_launches(program, kernels, variants)
-    return Target(name, libraries, kernels, programs, weights, architecture, variants)
+        _check_launches(program, kernels)
+    return Target(name, libraries, kernels, programs, weights, architecture, codes)
 
 
 def inside(path: Path, file: str) -> Path:
@@ -121,29 +122,26 @@ def _count(raw: Mapping[str, Any], key: str, least: int) -> int:
     return value
 
 
-def _variants(path: Path, kernel: str, raw: Sequence[Mapping[str, Any]], about: Architecture) -> tuple[Variant, ...]:
-    found = []
-    for item in raw:
-        threads, divisible = _count(item, "threads", 1), _count(item, "divisible", 1)
-        if threads > MOST_THREADS or threads % about.warp_size:
-            raise ValueError(f"kernel {kernel!r} has {threads} threads a block")
-        if divisible & (divisible - 1):
-            raise ValueError(f"kernel {kernel!r} assumes multiples of {divisible}, no power of two")
-        scratch, shared = _count(item, "scratch", 0), _count(item, "shared", 0)
-        dependent = item["dependent"]
-        if type(dependent) is not bool or (dependent and about.backend != "cuda"):
-            raise ValueError(f"kernel {kernel!r} has dependent {dependent!r} for {about.backend}")
-        file, symbol = _hashed(path, item), str(item["symbol"])
-        found.append(Variant(divisible, file, item["sha256"], symbol, threads, scratch, shared, dependent))
-    assumed = [variant.divisible for variant in found]
-    if not found or assumed != sorted(assumed, reverse=True):
-        raise ValueError(f"kernel {kernel!r} has variants for multiples of {assumed or 'nothing'}, not best first")
-    return tuple(found)
+def _code(path: Path, kernel: str, raw: Mapping[str, Any], about: Architecture) -> Code:
+    item, multiples = raw["code"], tuple(raw["divisible"])
+    threads = _count(item, "threads", 1)
+    if threads > MOST_THREADS or threads % about.warp_size:
+        raise ValueError(f"kernel {kernel!r} has {threads} threads a block")
+    if len(multiples) != len(raw["arguments"]):
+        raise ValueError(f"kernel {kernel!r} has {len(multiples)} multiples for {len(raw['arguments'])} arguments")
+    for multiple in multiples:
+        if type(multiple) is not int or multiple not in MULTIPLES:
+            raise ValueError(f"kernel {kernel!r} assumes multiples of {multiple!r}, no power of two up to 256")
+    scratch, shared = _count(item, "scratch", 0), _count(item, "shared", 0)
+    dependent = item["dependent"]
+    if type(dependent) is not bool or (dependent and about.backend != "cuda"):
+        raise ValueError(f"kernel {kernel!r} has dependent {dependent!r} for {about.backend}")
+    file, symbol = _hashed(path, item), str(item["symbol"])
+    return Code(multiples, file, item["sha256"], symbol, threads, scratch, shared, dependent)
 
 
-def _check_launches(program: Program, kernels: Mapping[str, Any], variants: Mapping[str, tuple[Variant, ...]]) -> None:
-    """Every launch passes what its kernel takes; a caller's tensor goes to a kernel that assumes no alignment."""
-    callers = {item.value for item in program.inputs} | {item.value for item in program.outputs}
+def _check_launches(program: Program, kernels: Mapping[str, Any]) -> None:
+    """Every launch passes what its kernel takes."""
     for launch in _launches(program.steps):
         passed = []
         for position in range(len(launch.operands) + len(launch.results)):
@@ -151,8 +149,6 @@ def _check_launches(program: Program, kernels: Mapping[str, Any], variants: Mapp
         taken = [kind[:1] if kind.startswith("*") else kind for kind in kernels[launch.kernel]["arguments"]]
         if passed != taken:
             raise ValueError(f"kernel {launch.kernel!r} takes {' '.join(taken)}; a launch passes {' '.join(passed)}")
-        if callers & {*launch.operands, *launch.results} and variants[launch.kernel][-1].divisible != 1:
-            raise ValueError(f"kernel {launch.kernel!r} gets a caller's tensor and has no variant for any alignment")
 
 
 def _launches(steps: Sequence[Step]) -> Iterator[Launch]:

@@ -7,7 +7,7 @@ from typing import Literal
 
 KIB = 1024
 ALIGNED = 16
-"""Bytes of a pointer and elements of a stride that the fast variant of a kernel assumes multiples of."""
+"""Bytes of a pointer and elements of a stride that kernels assume multiples of: the widest load has so many bytes."""
 
 SHARED_RESERVE = KIB
 """Bytes of an SM's shared memory that CUDA keeps for each resident program."""

@@ -1,4 +1,4 @@
-"""One variant of a Triton kernel -> code object, assembly and facts. This file run as a module is a worker.
+"""One Triton kernel -> code object, assembly and facts. This file run as a module is a worker.
 
 Workers run without Triton's environment variables: what a kernel becomes depends on its job and on nothing else.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,12 @@ from triton.experimental.gluon._runtime import GluonASTSource
 from moeloom.lowering.workers import CompileError, serve
 
 from . import assembly
-from .architecture import ALIGNED, ARCHITECTURES, SIMDS, Architecture
+from .architecture import ARCHITECTURES, SIMDS, Architecture
 from .template import Params, Template
 from .templates import TEMPLATES
 
 CODE, ASSEMBLY, FACTS = "code", "assembly", "facts.json"
-"""The files of a compiled variant."""
+"""The files of a compiled kernel."""
 
 FUSED_MULTIPLY_ADD = False
 """Whether a*b + c may round once. Never: the CPU target and Triton's interpreter round twice, and scales, codes and
@@ -44,11 +44,11 @@ UNSUPPORTED = (
 """What a launch would have to provide for and ours does not: zero, empty or absent in the metadata."""
 
 
-def write_variant(work: Mapping[str, Any], folder: Path) -> None:
-    """Make the folder of one variant: work = {"template", "params", "architecture", "unknown"}."""
+def write_kernel(work: Mapping[str, Any], folder: Path) -> None:
+    """Make the folder of one kernel: work = {"template", "params", "architecture", "divisible"}."""
     template, architecture = TEMPLATES[work["template"]], ARCHITECTURES[work["architecture"]]
     try:
-        compile_variant(template, work["params"], architecture, work["unknown"], folder)
+        compile_kernel(template, work["params"], architecture, work["divisible"], folder)
     except CompilationError as error:
         raise CompileError(_described(error)) from error
 
@@ -62,19 +62,19 @@ def _described(error: CompilationError) -> str:
     return f"{reason} at `{''.join(line).strip()}`"
 
 
-def compile_variant(
-    template: Template, params: Params, architecture: Architecture, unknown: Collection[int], folder: Path
+def compile_kernel(
+    template: Template, params: Params, architecture: Architecture, divisible: Sequence[int], folder: Path
 ) -> None:
-    """Compile and write code object, assembly and facts (all of a manifest's VARIANT but file and hash) into `folder`.
+    """Compile and write code object, assembly and facts (all of a manifest's CODE but file and hash) into `folder`.
 
-    unknown: the numbers of the arguments of which no alignment is assumed.
+    divisible: what each argument is assumed to be a multiple of, pointers in bytes and strides in elements.
     CompileError when the template's lists do not fit its function, or when the code needs what no launch gives it.
     """
     knobs.compilation.disable_line_info = True  # it holds paths of this machine
     with tempfile.TemporaryDirectory() as kept:
         knobs.cache.dir = kept  # what is kept is our own business: workers.make
         kernel = triton.compile(
-            source(template, params, architecture, unknown),
+            source(template, params, architecture, divisible),
             target=GPUTarget(architecture.backend, architecture.arch, architecture.warp_size),
             options={
                 "num_warps": params["num_warps"],
@@ -85,20 +85,18 @@ def compile_variant(
         )
         code, text = kernel.asm[architecture.code], kernel.asm[architecture.assembly]
     types = [kind for _, kind in template.arguments(params)]
-    facts = variant_facts(types, kernel.metadata._asdict(), code, text, architecture)
+    facts = kernel_facts(types, kernel.metadata._asdict(), code, text, architecture)
     folder.mkdir()
     (folder / CODE).write_bytes(code)
     (folder / ASSEMBLY).write_text(text)
-    (folder / FACTS).write_text(json.dumps({"divisible": 1 if unknown else ALIGNED, **facts}))
+    (folder / FACTS).write_text(json.dumps(facts))
 
 
-def source(template: Template, params: Params, architecture: Architecture, unknown: Collection[int]) -> ASTSource:
-    """The function with its signature, its constants and what is asserted of its arguments but the `unknown` ones."""
+def source(template: Template, params: Params, architecture: Architecture, divisible: Sequence[int]) -> ASTSource:
+    """The function with its signature, its constants and what each of its arguments is a multiple of."""
     function, names = template.function.__name__, list(template.function.arg_names)
     arguments = dict([*template.arguments(params), ("M", "i32")])
     constants = template.constants(params) | {"TARGET": architecture.name}
-    if "ALIGNED" in names:
-        constants["ALIGNED"] = not unknown
     if foreign := sorted(constants.keys() - set(names)):
         raise CompileError(f"{function} has no parameter {', '.join(foreign)}; its template sets one")
     # Triton passes arguments in the function's order, whatever the signature's.
@@ -106,16 +104,16 @@ def source(template: Template, params: Params, architecture: Architecture, unkno
     if list(arguments) != wanted:
         raise CompileError(f"{function} takes {wanted}, its template passes {list(arguments)}: give both one order")
     attributes = {
-        (names.index(name),): [["tt.divisibility", ALIGNED]]
-        for number, (name, kind) in enumerate(arguments.items())
-        if number not in unknown and (kind.startswith("*") or kind == "i64")
+        (names.index(name),): [["tt.divisibility", multiple]]
+        for name, multiple in zip(arguments, [*divisible, 1], strict=True)
+        if multiple > 1
     }
     signature = {name: arguments.get(name, "constexpr") for name in names}
     form = GluonASTSource if template.function.is_gluon() else ASTSource
     return form(template.function, signature, constants, attributes)
 
 
-def variant_facts(
+def kernel_facts(
     types: Sequence[str], metadata: Mapping[str, Any], code: bytes, text: str, architecture: Architecture
 ) -> dict[str, Any]:
     """The facts of a code object whose arguments have Triton's `types`."""
@@ -169,4 +167,4 @@ def _scratch(types: Sequence[str], text: str) -> int:
 
 
 if __name__ == "__main__":
-    serve(write_variant)
+    serve(write_kernel)

@@ -40,7 +40,6 @@ def decode_mfma_down_kernel(
     RING: gl.constexpr,
     PROGRAMS: gl.constexpr,
     TARGET: gl.constexpr,
-    ALIGNED: gl.constexpr,
 ):
     PARTS: gl.constexpr = SPLITS * TILES
     ROW: gl.constexpr = INTERMEDIATE // 2 if X == F4 else INTERMEDIATE
@@ -51,7 +50,7 @@ def decode_mfma_down_kernel(
         experts_of(expert_ids, first, last, PARTS, X), entries_of(sorted_ids, first, last, PARTS, X), first, last,
         x, ROW, x_scales, TILES, SPLITS, 2, TOPK, INTERMEDIATE, X, LAYOUT,
     )  # fmt: skip
-    ring = fill_ring(weight, here, STEPS, SPAN, INTERMEDIATE, X, LAYOUT, ALIGNED, RING)
+    ring = fill_ring(weight, here, STEPS, SPAN, INTERMEDIATE, X, LAYOUT, RING)
     experts = experts_of(expert_ids, first + 1, last, PARTS, X)
     next_entries = entries_of(sorted_ids, first + 1, last, PARTS, X)
     for unit in range(first, last):
@@ -72,9 +71,7 @@ def decode_mfma_down_kernel(
         if sorted_weights is not None:
             shares = gl.load(sorted_weights + token)
 
-        sums, ring = multiply_unit(
-            ring, weight, here, there, STEPS, SPAN, INTERMEDIATE, X, LAYOUT, ALIGNED, RING, TARGET
-        )
+        sums, ring = multiply_unit(ring, weight, here, there, STEPS, SPAN, INTERMEDIATE, X, LAYOUT, RING, TARGET)
         sums *= sum_scale(X, TARGET)
         if bias is not None:
             sums += own_bias[:, None]

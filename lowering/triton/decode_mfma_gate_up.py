@@ -46,7 +46,6 @@ def decode_mfma_gate_up_kernel(
     ALPHA: gl.constexpr,
     LIMIT: gl.constexpr,
     TARGET: gl.constexpr,
-    ALIGNED: gl.constexpr,
 ):
     first, last = own_units(num_valid, program_number(PROGRAMS), TOKENS, TILES, PROGRAMS)
     if first >= last:
@@ -55,7 +54,7 @@ def decode_mfma_gate_up_kernel(
         experts_of(expert_ids, first, last, TILES, X), entries_of(sorted_ids, first, last, TILES, X), first, last,
         x, x_stride, x_scales, TILES, 1, 1, TOPK, HIDDEN, X, LAYOUT,
     )  # fmt: skip
-    ring = fill_ring(weight, here, STEPS, SPAN, HIDDEN, X, LAYOUT, ALIGNED, RING)
+    ring = fill_ring(weight, here, STEPS, SPAN, HIDDEN, X, LAYOUT, RING)
     experts = experts_of(expert_ids, first + 1, last, TILES, X)
     next_entries = entries_of(sorted_ids, first + 1, last, TILES, X)
     for unit in range(first, last):
@@ -78,7 +77,7 @@ def decode_mfma_gate_up_kernel(
             shares = gl.load(sorted_weights + token)
 
         sums, ring = multiply_unit(
-            ring, weight, here, there, STEPS, SPAN, HIDDEN, X, LAYOUT, ALIGNED, RING, TARGET
+            ring, weight, here, there, STEPS, SPAN, HIDDEN, X, LAYOUT, RING, TARGET
         )  # fmt: skip
         gate, up = gates_and_ups(sums * sum_scale(X, TARGET), form)
         if sorted_weights is not None:

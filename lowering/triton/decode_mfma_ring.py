@@ -116,7 +116,7 @@ def scale_columns(columns, layout):
 
 @gluon.jit
 def load_step(stream, place, step, STEPS: gl.constexpr, SPAN: gl.constexpr, K: gl.constexpr, X: gl.constexpr,
-              LAYOUT: gl.constexpr, ALIGNED: gl.constexpr):  # fmt: skip
+              LAYOUT: gl.constexpr):  # fmt: skip
     """Step number `step` of the unit at `place`: weights, their scales, x, and its scales where it has any.
 
     Past the last step the last one, past the last column the last ones: `masked` makes zeros of this x.
@@ -137,11 +137,7 @@ def load_step(stream, place, step, STEPS: gl.constexpr, SPAN: gl.constexpr, K: g
     first = step * (4 * size) + gl.full([LANES], 0, gl.int32, group.type.layout)
     if K % COLUMNS != 0:
         first = gl.minimum(first, (K // LANE_COLUMNS - 1 - group) * size)
-    if ALIGNED:
-        values = gl.load(word_places(rows + first, size))
-    else:
-        places = (rows + first)[:, None] + gl.arange(0, size, gl.SliceLayout(0, lanes_layout(size)))[None, :]
-        values = _words(gl.load(places), size)
+    values = gl.load(word_places(rows + first, size))
     if X == F4:
         groups = step // 2 * 256 + step % 2 * 2 if LAYOUT == "tiled_32x8" else step * 4
         groups += gl.full([LANES], 0, gl.int32, group.type.layout)
@@ -164,19 +160,6 @@ def word_places(places, size: gl.constexpr):
 
 
 @gluon.jit
-def _words(values, size: gl.constexpr):
-    """i32 [64, words] of u8 [64, 16] or bf16 [64, 32]."""
-    if size == 16:
-        low, high = gl.split(gl.reshape(values, [LANES, 8, 2]))
-        low, high = gl.split(gl.reshape(low.to(gl.uint32) | high.to(gl.uint32) << 8, [LANES, 4, 2]))
-    else:
-        values = values.to(gl.uint16, bitcast=True).to(gl.uint32)
-        low, high = gl.split(gl.reshape(values, [LANES, 16, 2]))
-    words = (low | high << 16).to(gl.int32, bitcast=True)
-    return gl.convert_layout(words, lanes_layout(words.shape[1]), assert_trivial=True)
-
-
-@gluon.jit
 def masked(slot, place, step, SPAN: gl.constexpr, K: gl.constexpr, X: gl.constexpr):
     """`slot` with zeros for x past column K."""
     column = (place[1] * SPAN + step) * COLUMNS + lane_numbers(WORDS) // TOKENS * LANE_COLUMNS
@@ -191,11 +174,11 @@ def masked(slot, place, step, SPAN: gl.constexpr, K: gl.constexpr, X: gl.constex
 
 @gluon.jit
 def fill_ring(stream, place, STEPS: gl.constexpr, SPAN: gl.constexpr, K: gl.constexpr, X: gl.constexpr,
-              LAYOUT: gl.constexpr, ALIGNED: gl.constexpr, RING: gl.constexpr):  # fmt: skip
+              LAYOUT: gl.constexpr, RING: gl.constexpr):  # fmt: skip
     """The first RING steps of a unit."""
-    ring = (load_step(stream, place, 0, STEPS, SPAN, K, X, LAYOUT, ALIGNED),)
+    ring = (load_step(stream, place, 0, STEPS, SPAN, K, X, LAYOUT),)
     for step in gl.static_range(1, RING):
-        ring = _with(ring, step, load_step(stream, place, step, STEPS, SPAN, K, X, LAYOUT, ALIGNED))
+        ring = _with(ring, step, load_step(stream, place, step, STEPS, SPAN, K, X, LAYOUT))
     return ring
 
 
@@ -225,7 +208,6 @@ def multiply_unit(
     K: gl.constexpr,
     X: gl.constexpr,
     LAYOUT: gl.constexpr,
-    ALIGNED: gl.constexpr,
     RING: gl.constexpr,
     TARGET: gl.constexpr,
 ):
@@ -236,9 +218,7 @@ def multiply_unit(
     for turn in range(TURNS):
         for slot in gl.static_range(RING):
             sums = _multiplied(sums, ring[slot], X, TARGET)
-            ring = _with(
-                ring, slot, load_step(stream, here, (turn + 1) * RING + slot, STEPS, SPAN, K, X, LAYOUT, ALIGNED)
-            )
+            ring = _with(ring, slot, load_step(stream, here, (turn + 1) * RING + slot, STEPS, SPAN, K, X, LAYOUT))
             gl.amd.hint.sched_barrier()  # or loads would sink to where they are used
     for step in gl.static_range(TURNS * RING, SPAN):
         used = ring[step % RING]
@@ -246,9 +226,9 @@ def multiply_unit(
             used = masked(used, here, step, SPAN, K, X)
         sums = _multiplied(sums, used, X, TARGET)
         if step + RING < SPAN:
-            fresh = load_step(stream, here, step + RING, STEPS, SPAN, K, X, LAYOUT, ALIGNED)
+            fresh = load_step(stream, here, step + RING, STEPS, SPAN, K, X, LAYOUT)
         else:
-            fresh = load_step(stream, there, step % RING, STEPS, SPAN, K, X, LAYOUT, ALIGNED)
+            fresh = load_step(stream, there, step % RING, STEPS, SPAN, K, X, LAYOUT)
         ring = _with(ring, step % RING, fresh)
         gl.amd.hint.sched_barrier()
     return sums, ring

@@ -50,27 +50,24 @@ def prefill_gate_up_kernel(
     ACTIVATION: gl.constexpr,
     ALPHA: gl.constexpr,
     LIMIT: gl.constexpr,
-    ALIGNED: gl.constexpr,
     ORDERED: gl.constexpr,
     TARGET: gl.constexpr,
 ):
     follow(TARGET)
-    # Rows of x that are not aligned are rare: not worth the time that more lengths take to compile.
-    ORDER: gl.constexpr = ORDERED if ALIGNED else 0
     UNITS: gl.constexpr = units_a_part(TILES, STREAM_WARPS, gl.num_warps())
     first, blocks = gl.program_id(0), gl.load(num_valid) // BLOCK
     if first >= blocks * UNITS:
         return
     state, ends, order, x_shared, alive = begin(
         x, x_stride, sorted_ids, expert_ids, weight, blocks, BLOCK, HIDDEN, TILES, RECORDS, CHUNKS, STREAM_WARPS, RING,
-        STEP, STEPS, AHEAD, PROGRAMS, 1, TOPK, ALIGNED, ORDER,
+        STEP, STEPS, AHEAD, PROGRAMS, 1, TOPK, ORDERED,
     )  # fmt: skip
-    for number in gl.static_range(lengths(BLOCK, ORDER)):
+    for number in gl.static_range(lengths(BLOCK, ORDERED)):
         for unit in range(first_unit(ends, number, UNITS, PROGRAMS), ends[number] * UNITS, PROGRAMS):
             state = _unit(
                 unit, blocks, state, order, x_shared, x, x_stride, sorted_ids, expert_ids, sorted_weights, weight, bias,
                 h, length_of(BLOCK, number), BLOCK, HIDDEN, INTERMEDIATE, TOPK, TILES, RECORDS, CHUNKS, STREAM_WARPS,
-                RING, STEP, STEPS, AHEAD, PROGRAMS, ACTIVATION, ALPHA, LIMIT, ALIGNED, ORDER,
+                RING, STEP, STEPS, AHEAD, PROGRAMS, ACTIVATION, ALPHA, LIMIT, ORDERED,
             )  # fmt: skip
     alive[0]._keep_alive()
     alive[1]._keep_alive()
@@ -108,14 +105,13 @@ def _unit(
     ACTIVATION: gl.constexpr,
     ALPHA: gl.constexpr,
     LIMIT: gl.constexpr,
-    ALIGNED: gl.constexpr,
     ORDERED: gl.constexpr,
 ):
     """A unit of the first TOKENS of its block; `state` as in `multiply_unit`."""
     UNITS: gl.constexpr = units_a_part(TILES, STREAM_WARPS, gl.num_warps())
     state = multiply_unit(
         unit, blocks, state, order, x_shared, x, x_stride, sorted_ids, expert_ids, weight, TOKENS, BLOCK, HIDDEN, TILES,
-        RECORDS, CHUNKS, STREAM_WARPS, RING, STEP, STEPS, AHEAD, PROGRAMS, 1, TOPK, ALIGNED, ORDERED,
+        RECORDS, CHUNKS, STREAM_WARPS, RING, STEP, STEPS, AHEAD, PROGRAMS, 1, TOPK, ORDERED,
     )  # fmt: skip
     block, expert = block_at(order, expert_ids, unit // UNITS, blocks, ORDERED)
     thread = thread_numbers(threads_layout(gl.num_warps()))

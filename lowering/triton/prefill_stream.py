@@ -106,7 +106,6 @@ def begin(
     PROGRAMS: gl.constexpr,
     STAGE: gl.constexpr,
     TOPK: gl.constexpr,
-    ALIGNED: gl.constexpr,
     ORDERED: gl.constexpr,
 ):
     """The state that a program's first unit goes on with (`multiply_unit`), where the blocks of each length end, their
@@ -142,7 +141,6 @@ def begin(
             RECORDS * CHUNKS * STEP_COLUMNS,
             BLOCK,
             STEP,
-            ALIGNED,
         )
     return (0, rows, ring, start), ends, order, x_shared, (lists, shared)
 
@@ -210,7 +208,6 @@ def multiply_unit(
     PROGRAMS: gl.constexpr,
     STAGE: gl.constexpr,
     TOPK: gl.constexpr,
-    ALIGNED: gl.constexpr,
     ORDERED: gl.constexpr,
 ):
     """Leave the sums of the first TOKENS of a block in their registers (`prefill_chunk.py`) when all products are over;
@@ -258,7 +255,7 @@ def multiply_unit(
                     if chunk + AHEAD * STEP_CHUNKS == CHUNKS:
                         rows = get_rows(table, rows, is_last.to(gl.int32), BLOCK)
                     free = x_shared + (step + AHEAD) % STEPS * BYTES
-                    copy_step(free, x, x_stride, rows, column, TOKENS, COLUMNS, PADDED, BLOCK, STEP, ALIGNED)
+                    copy_step(free, x, x_stride, rows, column, TOKENS, COLUMNS, PADDED, BLOCK, STEP)
                     matrix = matrix_of(x_shared + step % STEPS * BYTES)
                     step += 1
                 here = matrix + chunk % STEP_CHUNKS * (BYTES // STEP_CHUNKS // 16)

@@ -127,14 +127,13 @@ def copy_step(
     PADDED: gl.constexpr,
     BLOCK: gl.constexpr,
     STEP: gl.constexpr,
-    ALIGNED: gl.constexpr,
 ):
     """Copy STEP columns from `column` on of bf16 `rows` to the step at `place`; zeros in padding and from COLUMNS on.
 
     PADDED: columns of all steps. Rows behind the first TOKENS need not be there: no later block has more of them in
     their order.
 
-    The copies are under way on return. Where x is not ALIGNED to 16 bytes they go through registers. Rows lie less than
+    The copies are under way on return. Rows lie on multiples of 16 bytes, less than
     4 GiB apart (runtime/arguments.py).
     """
     layout: gl.constexpr = pieces_layout(gl.num_warps(), PIECE)
@@ -148,21 +147,8 @@ def copy_step(
         # Whole pieces: COLUMNS is a multiple of 32.
         copied = _within(rows, own < COLUMNS) if COLUMNS < PADDED else rows
         first = to + part // STEP_COLUMNS * step_bytes(BLOCK, STEP_COLUMNS, gl.num_warps())
-        if ALIGNED:
-            given = (first, (x + own).to(gl.int64, bitcast=True), gl.to_tensor(x_stride * 2).to(gl.int32))
-            gl.inline_asm(_copies(COUNT, PASS * STEP_BYTES), _operands(COUNT), given + copied[:COUNT])
-        else:
-            for number in gl.static_range(COUNT):
-                row = copied[number]
-                source = x + gl.maximum(row, 0).to(gl.int64) * x_stride + gl.where(row < 0, 0, own)
-                places = source[:, None] + gl.arange(0, PIECE, gl.SliceLayout(0, layout))[None, :]
-                values = gl.load(places, mask=row[:, None] >= 0, other=0.0)
-                gl.inline_asm(
-                    "{ .reg .b32 v<4>; mov.b32 v0, {$1, $2}; mov.b32 v1, {$3, $4}; mov.b32 v2, {$5, $6}; "
-                    "mov.b32 v3, {$7, $8}; st.shared.v4.b32 [$0], {v0, v1, v2, v3}; }",
-                    "r,h,h,h,h,h,h,h,h",
-                    [first + number * (PASS * STEP_BYTES), values.to(gl.int16, bitcast=True)],
-                )
+        given = (first, (x + own).to(gl.int64, bitcast=True), gl.to_tensor(x_stride * 2).to(gl.int32))
+        gl.inline_asm(_copies(COUNT, PASS * STEP_BYTES), _operands(COUNT), given + copied[:COUNT])
     gl.inline_asm("cp.async.commit_group;")
 
 

@@ -18,7 +18,7 @@ from moeloom.runtime.stream import LAST_ROW
 
 from .dependents import follow
 from .live_slots import expert_of, live_tokens, optional_constants, optional_operands
-from .template import Params, Template
+from .template import OPTIONAL, Params, Template
 
 _STEP = tl.constexpr(128)
 """Entries of expert_ids written at a time, and chunks summed at a time."""
@@ -229,6 +229,7 @@ def sort_scatter_kernel(
 SORTED = [("sorted_ids", "*i32"), ("sorted_weights", "*fp32"), ("expert_ids", "*i32"), ("num_valid", "*i32")]
 _SLOT_ROWS = ("slot_rows", "*i32")
 _SLOTS = [("ids", "*i32"), ("weights", "*fp32")]
+_BY_ELEMENT = ("ids", "weights", *OPTIONAL)
 
 
 def _constants(params: Params) -> dict[str, object]:
@@ -246,10 +247,16 @@ def _list_constants(params: Params) -> dict[str, object]:
 
 
 SORT_TOKENS = Template(
-    sort_tokens_kernel, lambda params: [*_SLOTS, *optional_operands(params), *lists(params)], _list_constants
+    sort_tokens_kernel,
+    lambda params: [*_SLOTS, *optional_operands(params), *lists(params)],
+    _list_constants,
+    _BY_ELEMENT,
 )
 SORT_COUNT = Template(
-    sort_count_kernel, lambda params: [("ids", "*i32"), *optional_operands(params), ("counts", "*i32")], _constants
+    sort_count_kernel,
+    lambda params: [("ids", "*i32"), *optional_operands(params), ("counts", "*i32")],
+    _constants,
+    _BY_ELEMENT,
 )
 SORT_SCAN = Template(
     sort_scan_kernel,
@@ -260,4 +267,5 @@ SORT_SCATTER = Template(
     sort_scatter_kernel,
     lambda params: [*_SLOTS, ("starts", "*i32"), ("totals", "*i32"), *optional_operands(params), *lists(params)],
     _list_constants,
+    _BY_ELEMENT,
 )

@@ -83,12 +83,10 @@ def _target(manifest: Manifest, target: Target, tokens: Sequence[int]) -> dict[s
 
 
 def _kernel(kernel: dict[str, Any]) -> dict[str, Any]:
-    """Template, params and, on a GPU, the facts of each code object; where a table was given, whose tile it has."""
-    facts = [
-        {k: v for k, v in variant.items() if k not in ("file", "sha256")} for variant in kernel.get("variants", ())
-    ]
+    """Template, params and, on a GPU, the facts of its code; where a table was given, whose tile it has."""
+    facts = {k: v for k, v in kernel.get("code", {}).items() if k not in ("file", "sha256")}
     own = {"tile": kernel["tile"]} if "tile" in kernel else {}
-    return {"template": kernel["template"], "params": dict(kernel["params"]), **own, "variants": facts}
+    return {"template": kernel["template"], "params": dict(kernel["params"]), **own, "code": facts or None}
 
 
 def weight_sizes(manifest: Manifest, target: Target) -> dict[str, int]:

@@ -151,15 +151,14 @@ def _tiles(steps: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def kernels(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """A row a kernel; on a GPU a row a code object, with every fact that the compiler noted."""
-    facts = list(dict.fromkeys(fact for kernel in found.values() for variant in kernel["variants"] for fact in variant))
+    """A row a kernel; on a GPU with every fact that the compiler noted of its code."""
+    facts = list(dict.fromkeys(fact for kernel in found.values() for fact in kernel["code"] or ()))
     tuned = any("tile" in kernel for kernel in found.values())
     rows = []
     for name, kernel in found.items():
         params = ", ".join(f"{key}={value}" for key, value in kernel["params"].items())
-        for variant in kernel["variants"] or [{}]:
-            own = [kernel["template"], *([kernel.get("tile", "")] if tuned else [])]
-            rows.append([name, *own, *(_fact(variant.get(fact, "")) for fact in facts), params])
+        own = [kernel["template"], *([kernel.get("tile", "")] if tuned else [])]
+        rows.append([name, *own, *(_fact((kernel["code"] or {}).get(fact, "")) for fact in facts), params])
     return table(
         ["kernel", "template", *(["tile"] if tuned else []), *(fact.replace("_", " ") for fact in facts), "params"],
         rows,

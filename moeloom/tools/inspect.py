@@ -9,7 +9,7 @@ from moeloom.tools import output
 from moeloom.tools.artifact import Tokens, artifact_argument, json_option
 from moeloom.tools.compile import fusion_lines
 
-FACTS = ("divisible", "threads", "shared", "registers", "spills")
+FACTS = ("threads", "shared", "registers", "spills")
 """What is printed of each code object of a GPU kernel; --json and --html have all of it."""
 EPILOG = """\b
 Examples:
@@ -100,11 +100,10 @@ def _print_libraries(target: dict[str, Any]) -> None:
 
 def _print_code(kernels: dict[str, Any]) -> None:
     """The code objects of a GPU target, and what the compiler noted of each."""
-    header = ["kernel", "divisible by", "threads", "shared, bytes", "registers", "spills"]
+    header = ["kernel", "threads", "shared, bytes", "registers", "spills"]
     tuned = any("tile" in kernel for kernel in kernels.values())
     rows = [
-        [name, *(str(variant[fact]) for fact in FACTS), *([kernel.get("tile", "-")] if tuned else [])]
+        [name, *(str(kernel["code"][fact]) for fact in FACTS), *([kernel.get("tile", "-")] if tuned else [])]
         for name, kernel in kernels.items()
-        for variant in kernel["variants"]
     ]
     output.print_table([*header, *(["tile"] if tuned else [])], rows, indent="  ")

@@ -96,7 +96,7 @@ class Variants:
 def _spilling(manifest: Manifest, target: str) -> set[str]:
     """The templates of which some code spills registers, those of products by their sort blocks."""
     kernels = manifest.targets[target].kernels.values()
-    spilling = [k for k in kernels if any(variant["spills"] for variant in k.get("variants", ()))]
+    spilling = [k for k in kernels if k.get("code", {}).get("spills")]
     blocks = (k["params"].get("block") for k in spilling)
     return {k["template"] + (f" of {b} rows" if b else "") for k, b in zip(spilling, blocks, strict=True)}
 

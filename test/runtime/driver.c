@@ -8,7 +8,7 @@
 #define NAME(cuda, hip) hip
 #endif
 enum { WIDTH = 8, WORDS = 8 };
-typedef struct { int64_t divisible, grid[3], block[3], shared, stream, words[WORDS], m, scratch, early; } Launch;
+typedef struct { int64_t grid[3], block[3], shared, stream, words[WORDS], m, scratch, early; } Launch;
 typedef struct Function { const char *image; char symbol[32]; int shared; struct Function *next; } Function;
 static Function *functions;
 Launch launches[64];
@@ -36,7 +36,7 @@ int NAME(cuLaunchKernel, hipModuleLaunchKernel)(Function *f, unsigned gx, unsign
     if (refuse || extra) return 1;
     int scales = !strcmp(f->symbol, "scale_rows"), count = scales ? 4 : !strcmp(f->symbol, "add_one") ? 2 : 3;
     Launch *l = &launches[launched++];
-    *l = (Launch){atoi(f->image + 5), {gx, gy, gz}, {bx, by, bz}, shared, (int64_t)stream};
+    *l = (Launch){{gx, gy, gz}, {bx, by, bz}, shared, (int64_t)stream};
     for (int i = 0; i < count; i++) l->words[i] = *(int64_t *)params[i];
     l->m = *(int32_t *)params[count];
     for (int i = 1; i <= 2; i++) l->scratch |= *(int64_t *)params[count + i];

@@ -18,7 +18,8 @@ from moeloom.runtime.devices import Found
 from moeloom.runtime.hip import Hip
 
 WIDTH = 8
-SHARED = {16: 65536, 1: 128}  # by what a variant assumes: over and under what CUDA gives without asking
+SHARED = {"scale_rows": 65536, "add_one": 65536, "keep_live": 128}  # over and under what CUDA gives without asking
+DIVISIBLE = {"scale_rows": [16, 8, 16, 16], "add_one": [16, 16], "keep_live": [16, 1, 16]}
 MOST_WORDS = 8
 SOURCE = Path(__file__).with_name("driver.c")
 
@@ -27,7 +28,6 @@ class Recorded(ctypes.Structure):
     """A launch as the stand-in saw it."""
 
     _fields_ = (
-        ("divisible", ctypes.c_int64),
         ("grid", ctypes.c_int64 * 3),
         ("block", ctypes.c_int64 * 3),
         ("shared", ctypes.c_int64),
@@ -135,15 +135,12 @@ def gpu_target(path: Path, manifest: dict, backend: str, name: str) -> dict:
     warp = 64 if backend == "hip" else 32
     kernels = {}
     for kernel, arguments in ARGUMENTS.items():
-        variants = []
-        for divisible, shared in SHARED.items():
-            file = f"kernels/{kernel}-{divisible}.bin"
-            content = f"code {divisible} {kernel}".encode() + b"\0"
-            (path / file).write_bytes(content)
-            made = {"divisible": divisible, "file": file, "sha256": hashlib.sha256(content).hexdigest()}
-            made |= {"symbol": kernel, "threads": 4 * warp, "scratch": 2, "shared": shared}
-            variants.append(made | {"dependent": backend == "cuda"})
-        kernels[kernel] = {"template": kernel, "params": {}, "arguments": list(arguments), "variants": variants}
+        file, content = f"kernels/{kernel}.bin", f"code {kernel}".encode() + b"\0"
+        (path / file).write_bytes(content)
+        code = {"file": file, "sha256": hashlib.sha256(content).hexdigest(), "symbol": kernel, "threads": 4 * warp}
+        code |= {"scratch": 2, "shared": SHARED[kernel], "dependent": backend == "cuda"}
+        described = {"template": kernel, "params": {}, "arguments": list(arguments)}
+        kernels[kernel] = described | {"divisible": list(DIVISIBLE[kernel]), "code": code}
     cpu = manifest["targets"]["cpu"]
     return {
         "architecture": {"backend": backend, "name": name, "warp_size": warp},

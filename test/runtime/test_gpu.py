@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -33,14 +32,18 @@ def test_launches_by_the_abi(artifact: Callable, machine: Machine) -> None:
     for launch in (first, second, third):
         assert (list(launch.grid), list(launch.block)) == ([3, 1, 1], [block, 1, 1])
         assert (launch.stream, launch.m, launch.scratch) == (0x500000000, 3, 0)
-        assert launch.divisible == 16 and launch.shared == SHARED[16]
+    assert [launch.shared for launch in (first, second, third)] == [
+        SHARED["scale_rows"],
+        SHARED["add_one"],
+        SHARED["keep_live"],
+    ]
     assert list(first.words)[:3] == [x.data_ptr(), 16, exe.weights["b.factors"].data_ptr()]
     assert second.words[0] == first.words[3]
     assert third.words[2] == out.data_ptr()
     slots = {first.words[3], second.words[1], third.words[0]}
     assert all((slot - first.words[3]) % 256 == 0 for slot in slots)
     if machine.backend == "cuda":
-        assert (machine.number("attribute").value, machine.number("attribute_value").value) == (8, SHARED[16])
+        assert (machine.number("attribute").value, machine.number("attribute_value").value) == (8, SHARED["scale_rows"])
         assert machine.number("contexts").value > 0
 
 
@@ -75,8 +78,7 @@ def test_launches_overlap_what_is_in_front(artifact: Callable, machine: Machine)
 
 def test_code_that_does_not_wait_never_overlaps(artifact: Callable, machine: Machine) -> None:
     def never_wait(target: dict) -> None:
-        for variant in target["kernels"]["add_one"]["variants"]:
-            variant["dependent"] = False
+        target["kernels"]["add_one"]["code"]["dependent"] = False
 
     load(artifact(never_wait))(tokens(5))
     cuda = int(machine.backend == "cuda")
@@ -84,13 +86,16 @@ def test_code_that_does_not_wait_never_overlaps(artifact: Callable, machine: Mac
 
 
 @pytest.mark.parametrize("where", ["pointer", "stride", "out"])
-def test_variant_by_alignment(artifact: Callable, machine: Machine, oracle: Callable, where: str) -> None:
-    """A misaligned tensor of the caller takes the generic code of the launches that touch it, and of no other."""
+def test_copies_what_the_code_cannot_read(artifact: Callable, machine: Machine, oracle: Callable, where: str) -> None:
+    """A caller's tensor that begins or goes on where it may not; any other is read and written in its place."""
     exe, x = load(artifact()), tokens(4)
 
-    def divisible(given: torch.Tensor, out: torch.Tensor) -> list[int]:
-        torch.testing.assert_close(exe(given.copy_(x), out=out), oracle(x))
-        return [launch.divisible for launch in machine.launches()]
+    def moved(given: torch.Tensor, out: torch.Tensor) -> tuple[bool, bool]:
+        assert exe(given.copy_(x), out=out.fill_(torch.nan)) is out
+        torch.testing.assert_close(out, oracle(x))
+        first, _, last = machine.launches()
+        assert not (first.words[0] % 16 or first.words[1] % 8 or last.words[2] % 16)
+        return first.words[0] != given.data_ptr(), last.words[2] != out.data_ptr()
 
     aligned, out = torch.empty(4, 16)[:, :WIDTH], torch.empty(4, WIDTH)
     odd = {
@@ -98,41 +103,49 @@ def test_variant_by_alignment(artifact: Callable, machine: Machine, oracle: Call
         "stride": (torch.empty(4, 9)[:, :WIDTH], out),
         "out": (aligned, torch.empty(4 * WIDTH + 1)[1:].view(4, WIDTH)),
     }
-    assert divisible(*odd[where]) == ([16, 16, 1] if where == "out" else [1, 16, 16])
-    assert divisible(aligned, out) == [16, 16, 16]
+    assert moved(*odd[where]) == ((False, True) if where == "out" else (True, False))
+    assert moved(aligned, out) == (False, False)
 
 
-def test_variant_by_the_strides_of_the_workspace(artifact: Callable, machine: Machine) -> None:
-    def scale_twice(target: dict) -> None:
+def test_one_row_may_have_any_stride(artifact: Callable, oracle: Callable) -> None:
+    """Torch calls it contiguous whatever it is."""
+    exe, x = load(artifact()), torch.as_strided(tokens(1), (1, WIDTH), (9, 1))
+    assert x.is_contiguous() and x.stride() == (9, 1)
+    torch.testing.assert_close(exe(x), oracle(tokens(1)))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_live_tokens_are_one_word_anywhere(artifact: Callable, machine: Machine, oracle: Callable, count: int) -> None:
+    exe, live = load(artifact()), torch.tensor([9, count], dtype=torch.int32)[1:]
+    torch.testing.assert_close(exe(tokens(5), live), oracle(tokens(5), count))
+    assert live.data_ptr() in [launch.words[1] for launch in machine.launches()]
+
+
+def test_code_for_other_rows_than_there_are(artifact: Callable, machine: Machine) -> None:
+    """Of a caller's tensor, and of the workspace's: no copy helps."""
+    wants = r"it takes addresses in multiples of 16 and rows in multiples of 16 elements"
+
+    def wide(target: dict) -> None:
+        target["kernels"]["scale_rows"]["divisible"][1] = 16
+
+    with pytest.raises(LaunchError, match=f"value 0 has rows 8 elements apart; {wants}: compile again"):
+        load(artifact(wide))(tokens(4))
+
+    def twice(target: dict) -> None:
+        wide(target)
         steps = target["programs"]["block"]["steps"]
         steps[1] = {**steps[0], "operands": [4, 2], "results": [5]}  # rows of 8 elements, in the workspace
 
-    exe = load(artifact(scale_twice))
-    exe(torch.empty(4, 16)[:, :WIDTH])
-    assert [launch.divisible for launch in machine.launches()] == [16, 1, 16]
-
-
-def test_no_variant_fits(artifact: Callable, machine: Machine) -> None:
-    def drop_generic(target: dict) -> None:
-        target["kernels"]["add_one"]["variants"].pop()
-
-    exe = load(artifact(drop_generic))  # its tensors lie in the workspace, so aligned code is enough
-    assert exe(tokens(4)).shape == (4, WIDTH)
-    aligned = exe.target.variants | {"scale_rows": exe.target.variants["scale_rows"][:1]}
-    target = replace(exe.target, variants=aligned)
-    narrow = Executable(exe.manifest, target, devices.Gpu(machine.driver(), target), exe.weights)
-    machine.launches()
-    with pytest.raises(LaunchError, match=r"no code of scale_rows fits: .* multiples of 16, its argument 1 is 0x9"):
-        narrow(torch.empty(4, 9)[:, :WIDTH])
+    with pytest.raises(LaunchError, match=rf"scale_rows reads value 4 at 0x[0-9a-f]+, strides \(8, 1\); {wants}"):
+        load(artifact(twice))(torch.empty(4, 16)[:, :WIDTH])
     assert machine.launches() == []
 
 
 def test_weights_must_be_aligned(artifact: Callable, machine: Machine) -> None:
-    """Every variant assumes it, the generic one too."""
     exe = load(artifact())
     factors = torch.empty(WIDTH + 1)[1:]
     odd = Executable(exe.manifest, exe.target, exe.device, exe.weights | {"b.factors": factors})
-    with pytest.raises(LaunchError, match=r"scale_rows reads 0x[0-9a-f]+4, no multiple of 16"):
+    with pytest.raises(LaunchError, match=r"scale_rows reads value 2 at 0x[0-9a-f]+4, .* multiples of 16 and rows"):
         odd(tokens(4))
     assert machine.launches() == []
 
@@ -183,7 +196,7 @@ def test_refused_launch(artifact: Callable, machine: Machine) -> None:
 
 def test_code_the_driver_refuses(artifact: Callable) -> None:
     def spoil(target: dict) -> None:
-        target["kernels"]["add_one"]["variants"][0]["symbol"] = "absent"
+        target["kernels"]["add_one"]["code"]["symbol"] = "absent"
 
     with pytest.raises(ArtifactError, match="kernel 'absent' is not to be had on cpu: bad image"):
         load(artifact(spoil))
@@ -198,9 +211,9 @@ def test_no_driver(artifact: Callable, machine: Machine, monkeypatch: pytest.Mon
 def test_changed_code(artifact: Callable, machine: Machine) -> None:
     path = artifact()
     manifest = read(path)
-    file = path / "kernels/add_one-16.bin"
-    file.write_bytes(b"code 16 other\0")
-    with pytest.raises(ArtifactError, match=r"add_one-16\.bin does not match its hash"):
+    file = path / "kernels/add_one.bin"
+    file.write_bytes(b"code other\0")
+    with pytest.raises(ArtifactError, match=r"add_one\.bin does not match its hash"):
         devices.Gpu(machine.driver(), manifest.targets[machine.found.name])
 
 
@@ -219,23 +232,30 @@ def test_out_of_memory(artifact: Callable, monkeypatch: pytest.MonkeyPatch) -> N
 
 BREAKS: dict[str, tuple[Callable[[dict], object], str]] = {
     "backend": (lambda t: t["architecture"].update(backend="metal"), "backend 'metal' is none of cuda, hip"),
-    "no variant": (lambda t: t["kernels"]["add_one"].update(variants=[]), "multiples of nothing, not best first"),
-    "order": (lambda t: t["kernels"]["add_one"]["variants"].reverse(), r"multiples of \[1, 16\], not best first"),
-    "divisible": (lambda t: t["kernels"]["add_one"]["variants"][0].update(divisible=12), "no power of two"),
-    "threads": (lambda t: t["kernels"]["add_one"]["variants"][0].update(threads=100), "'add_one' has 100 threads"),
-    "scratch": (lambda t: t["kernels"]["add_one"]["variants"][0].update(scratch=-1), "scratch is -1"),
-    "dependent": (lambda t: t["kernels"]["add_one"]["variants"][0].update(dependent=1), "has dependent 1 for"),
-    "no dependent": (lambda t: t["kernels"]["add_one"]["variants"][0].pop("dependent"), "lacks 'dependent'"),
-    "no shared": (lambda t: t["kernels"]["add_one"]["variants"][0].pop("shared"), "lacks 'shared'"),
-    "hash": (lambda t: t["kernels"]["add_one"]["variants"][0].update(sha256="0"), "does not match its hash"),
-    "file": (lambda t: t["kernels"]["add_one"]["variants"][0].update(file="kernels/absent"), "lacks kernels/absent"),
-    "outside": (lambda t: t["kernels"]["add_one"]["variants"][0].update(file="../x"), "lies outside the artifact"),
-    "arguments": (lambda t: t["kernels"]["add_one"]["arguments"].pop(), r"takes \*; a launch passes \* \*"),
+    "no code": (lambda t: t["kernels"]["add_one"].pop("code"), "lacks 'code'"),
+    "divisible": (lambda t: t["kernels"]["add_one"].update(divisible=[12, 1]), "multiples of 12, no power of two"),
+    "fraction": (lambda t: t["kernels"]["add_one"].update(divisible=[16.0, 1]), r"multiples of 16\.0, no power of two"),
+    "too divisible": (lambda t: t["kernels"]["add_one"].update(divisible=[512, 1]), "512, no power of two up to 256"),
+    "multiples": (
+        lambda t: t["kernels"]["add_one"].update(divisible=[16]),
+        "'add_one' has 1 multiples for 2 arguments",
+    ),
+    "threads": (lambda t: t["kernels"]["add_one"]["code"].update(threads=100), "'add_one' has 100 threads"),
+    "scratch": (lambda t: t["kernels"]["add_one"]["code"].update(scratch=-1), "scratch is -1"),
+    "dependent": (lambda t: t["kernels"]["add_one"]["code"].update(dependent=1), "has dependent 1 for"),
+    "no dependent": (lambda t: t["kernels"]["add_one"]["code"].pop("dependent"), "lacks 'dependent'"),
+    "no shared": (lambda t: t["kernels"]["add_one"]["code"].pop("shared"), "lacks 'shared'"),
+    "hash": (lambda t: t["kernels"]["add_one"]["code"].update(sha256="0"), "does not match its hash"),
+    "file": (lambda t: t["kernels"]["add_one"]["code"].update(file="kernels/absent"), "lacks kernels/absent"),
+    "outside": (lambda t: t["kernels"]["add_one"]["code"].update(file="../x"), "lies outside the artifact"),
+    "arguments": (
+        lambda t: t["kernels"]["add_one"].update(arguments=["*fp32"], divisible=[16]),
+        r"takes \*; a launch passes \* \*",
+    ),
     "stride": (
         lambda t: t["kernels"]["scale_rows"].update(arguments=["*fp32", "*fp32", "i64", "*fp32"]),
         r"takes \* \* i64 \*; a launch passes \* i64 \* \*",
     ),
-    "generic": (lambda t: t["kernels"]["scale_rows"]["variants"].pop(), "has no variant for any alignment"),
 }
 
 

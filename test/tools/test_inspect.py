@@ -17,7 +17,6 @@ from moeloom.tools.html_report import TOKENS, page
 from moeloom.tools.main import main
 
 FACTS = {
-    "divisible": 16,
     "threads": 256,
     "shared": 4096,
     "registers": 77,
@@ -33,7 +32,7 @@ def two_targets(tiny_artifact: Path) -> Manifest:
     """The tiny artifact, as if it also held the same programs for a GPU."""
     manifest = read(tiny_artifact)
     cpu = manifest.targets["cpu"]
-    kernels = {name: {**kernel, "variants": [FACTS]} for name, kernel in cpu.kernels.items()}
+    kernels = {name: {**kernel, "code": FACTS} for name, kernel in cpu.kernels.items()}
     gpu = replace(cpu, name="sm_90", libraries=(), kernels=kernels, architecture=Architecture("cuda", "sm_90", 32))
     return replace(manifest, targets={"cpu": cpu, "sm_90": gpu})
 
@@ -120,8 +119,8 @@ def test_page_has_a_section_a_target_and_every_launch(two_targets):
 def test_page_has_the_facts_of_gpu_kernels(two_targets):
     rows = Page(page(two_targets, describe(two_targets, (1,), "sm_90"))).rows
     header = next(row for row in rows if row[0] == "kernel")
-    assert header[2:-1] == ["divisible", "threads", "shared", "registers", "spills", "matrix"]
-    assert next(row for row in rows if row[0] == "route_0")[2:-1] == ["16", "256", "4096", "77", "0", "2 mma"]
+    assert header[2:-1] == ["threads", "shared", "registers", "spills", "matrix"]
+    assert next(row for row in rows if row[0] == "route_0")[2:-1] == ["256", "4096", "77", "0", "2 mma"]
 
 
 def test_page_escapes_what_it_is_told(two_targets):
@@ -159,7 +158,7 @@ def test_text_of_two_targets(capsys, tiny_artifact, two_targets, monkeypatch):
     cpu, gpu = out.split("target sm_90:")
     assert code == 0 and "library generic: needs sse2" in cpu and "registers" not in cpu
     assert "library" not in gpu
-    assert ["route_0", "16", "256", "4096", "77", "0"] in [line.split() for line in gpu.splitlines()]
+    assert ["route_0", "256", "4096", "77", "0"] in [line.split() for line in gpu.splitlines()]
 
 
 def test_target_option(capsys, tiny_artifact):

@@ -7,8 +7,8 @@ import pytest
 from moeloom.lowering.triton import build
 from moeloom.lowering.triton.architecture import ARCHITECTURES
 from moeloom.lowering.triton.assembly import instructions, parameters
-from moeloom.lowering.triton.build import compile_kernels, write_kernels
-from moeloom.lowering.triton.compile import ASSEMBLY, CODE, variant_facts
+from moeloom.lowering.triton.build import compile_kernels, divisible, write_kernels
+from moeloom.lowering.triton.compile import ASSEMBLY, CODE, kernel_facts
 from moeloom.lowering.workers import CompileError
 
 pytestmark = pytest.mark.usefixtures("own_templates")
@@ -28,47 +28,52 @@ def quiet(done, total):
 def test_describes_kernels_as_the_manifest_does(architecture, tmp_path):
     kernels = {"scaled_0": kernel("scaled"), "scaled_1": kernel("scaled", columns=96, num_warps=2)}
     folder = tmp_path / "kernels"
-    made = write_kernels(kernels, architecture, folder, tmp_path / "cache", quiet, {"scaled_0": [0, 1, 2, 3]})
+    made = write_kernels(kernels, architecture, folder, tmp_path / "cache", quiet, {"scaled_1": [1]})
     assert made.keys() == kernels.keys()
     for name, described in made.items():
         assert {key: described[key] for key in ("template", "params")} == kernels[name]
         assert described["arguments"] == ARGUMENTS
-        for variant in described["variants"]:
-            code = (tmp_path / variant["file"]).read_bytes()
-            assert hashlib.sha256(code).hexdigest() == variant["sha256"]
-            assert code.startswith(b"\x7fELF")
-            assert variant["symbol"].encode() in code
-            assert b"worker_of_test" not in code, "a path of this machine"
-            assert variant["threads"] == architecture.warp_size * described["params"]["num_warps"]
-            assert (variant["scratch"], variant["spills"], variant["stack"], variant["shared"]) == (2, 0, 0, 0)
-            assert variant["registers"] > 0
-            assert variant["matrix"] == {}
-            assert ("occupancy" in variant) == (architecture.backend == "hip")
-    assert [variant["divisible"] for variant in made["scaled_0"]["variants"]] == [16, 1]
-    assert [variant["divisible"] for variant in made["scaled_1"]["variants"]] == [16]
-    aligned, generic = made["scaled_0"]["variants"]
-    assert aligned["wide_loads"] > 0
-    assert generic["wide_loads"] == 0
-    files = {variant["file"] for described in made.values() for variant in described["variants"]}
+        found = described["code"]
+        code = (tmp_path / found["file"]).read_bytes()
+        assert hashlib.sha256(code).hexdigest() == found["sha256"]
+        assert code.startswith(b"\x7fELF")
+        assert found["symbol"].encode() in code
+        assert b"worker_of_test" not in code, "a path of this machine"
+        assert found["threads"] == architecture.warp_size * described["params"]["num_warps"]
+        assert (found["scratch"], found["spills"], found["stack"], found["shared"]) == (2, 0, 0, 0)
+        assert found["registers"] > 0
+        assert found["matrix"] == {}
+        assert ("occupancy" in found) == (architecture.backend == "hip")
+    assert made["scaled_0"]["divisible"] == [16, 16, 16, 16]
+    assert made["scaled_1"]["divisible"] == [16, 1, 16, 16]
+    files = {described["code"]["file"] for described in made.values()}
     assert files == {str(path.relative_to(tmp_path)) for path in folder.glob("*/*")}
 
 
-@pytest.mark.parametrize(("unknown", "assumed"), [({2}, [1]), ({0, 2}, [16, 1]), ({0, 1}, [16, 1])], ids=str)
-def test_where_one_word_may_lie_there_is_no_faster_code(tmp_path, unknown, assumed):
-    """Argument 2 is num_tokens: with that one aligned too the code would be the same."""
-    params = {
-        "experts": 8, "topk": 2, "score": "sigmoid", "logits": "f32", "renormalise": False, "scale": 1.0, "groups": 1,
-        "top_groups": 1, "has_bias": False, "has_num_tokens": True, "rows": 1, "num_warps": 1, "num_stages": 1,
-    }  # fmt: skip
-    kernels = {"route_0": {"template": "route", "params": params}}
-    assert list(compile_kernels(kernels, SM_90, tmp_path, quiet, {"route_0": unknown})["route_0"]) == assumed
+def test_rows_of_an_odd_distance_are_read_narrower(tmp_path):
+    made = write_kernels({"scaled_0": kernel("scaled")}, SM_90, tmp_path / "kernels", tmp_path, quiet)
+    odd = write_kernels({"scaled_0": kernel("scaled")}, SM_90, tmp_path / "kernels", tmp_path, quiet, {"scaled_0": [1]})
+    assert made["scaled_0"]["code"]["wide_loads"] > odd["scaled_0"]["code"]["wide_loads"]
+
+
+@pytest.mark.parametrize(
+    ("template", "params", "assumed"),
+    [
+        ("route", {"has_num_tokens": True, "has_bias": False, "logits": "f32"}, [16, 16, 1, 16, 16]),
+        ("sort_count", {"has_num_tokens": True, "map": "index"}, [1, 1, 1, 16]),
+        ("sort_scan", {"rows": 32}, [16, 16, 16]),
+        ("combine", {"has_num_tokens": True, "map": "mask", "out": "bf16"}, [16, 16, 1, 1, 16]),
+    ],
+)
+def test_nothing_is_assumed_of_what_is_read_by_the_element(template, params, assumed):
+    assert divisible({"template": template, "params": params}) == assumed
 
 
 @pytest.mark.parametrize("architecture", [GFX942, SM_90], ids=lambda a: a.name)
 def test_rounds_products_before_it_adds(architecture, tmp_path):
     """The CPU target does too, and bytes must agree."""
-    compiled = compile_kernels({"scaled_0": kernel("scaled")}, architecture, tmp_path, quiet, {})
-    found = instructions((compiled["scaled_0"][16] / ASSEMBLY).read_text())
+    compiled = compile_kernels({"scaled_0": kernel("scaled")}, architecture, tmp_path, quiet)
+    found = instructions((compiled["scaled_0"] / ASSEMBLY).read_text())
     assert any("mul" in name and "f32" in name for name in found)
     assert [name for name in found if "fma" in name or "mac_f32" in name] == []
 
@@ -76,9 +81,9 @@ def test_rounds_products_before_it_adds(architecture, tmp_path):
 @pytest.mark.parametrize("architecture", [GFX942, SM_90], ids=lambda a: a.name)
 def test_same_code_every_time(architecture, tmp_path):
     kernels = {"scaled_0": kernel("scaled"), "product_0": kernel("product", block=64)}
-    first, second = (compile_kernels(kernels, architecture, tmp_path / place, quiet, {}) for place in "ab")
+    first, second = (compile_kernels(kernels, architecture, tmp_path / place, quiet) for place in "ab")
     for name in kernels:
-        assert (first[name][16] / CODE).read_bytes() == (second[name][16] / CODE).read_bytes()
+        assert (first[name] / CODE).read_bytes() == (second[name] / CODE).read_bytes()
 
 
 def test_keeps_code_by_content(tmp_path, monkeypatch):
@@ -88,12 +93,12 @@ def test_keeps_code_by_content(tmp_path, monkeypatch):
     assert first["scaled_0"] == first["scaled_9"], "one code object has any number of names"
     assert seen == [(0, 1), (1, 1)]
     monkeypatch.setattr(build, "WORKER", "no_such_module")
-    assert compile_kernels(kernels, SM_90, tmp_path, quiet, {}) == first
+    assert compile_kernels(kernels, SM_90, tmp_path, quiet) == first
     for changed in (kernel("scaled", columns=64), kernel("scaled", num_warps=8), kernel("crowded")):
         with pytest.raises(CompileError, match="no_such_module"):
-            compile_kernels({"scaled_0": changed}, SM_90, tmp_path, quiet, {})
+            compile_kernels({"scaled_0": changed}, SM_90, tmp_path, quiet)
     with pytest.raises(CompileError, match="no_such_module"):
-        compile_kernels(kernels, ARCHITECTURES["sm_80"], tmp_path, quiet, {})
+        compile_kernels(kernels, ARCHITECTURES["sm_80"], tmp_path, quiet)
     with pytest.raises(CompileError, match="no_such_module"):
         compile_kernels(kernels, SM_90, tmp_path, quiet, {"scaled_0": [1]})
 
@@ -118,7 +123,7 @@ def test_keeps_code_by_content(tmp_path, monkeypatch):
 def test_refuses_in_one_line_and_leaves_nothing(architecture, template, problem, tmp_path):
     folder, cache = tmp_path / "kernels", tmp_path / "cache"
     with pytest.raises(CompileError, match=problem) as error:
-        write_kernels({"broken_0": kernel(template, columns=64)}, ARCHITECTURES[architecture], folder, cache, quiet, {})
+        write_kernels({"broken_0": kernel(template, columns=64)}, ARCHITECTURES[architecture], folder, cache, quiet)
     assert str(error.value).startswith(f"compiling kernel broken_0 for {architecture} failed: ")
     assert "\n" not in str(error.value)
     assert list(cache.iterdir()) == []
@@ -127,13 +132,13 @@ def test_refuses_in_one_line_and_leaves_nothing(architecture, template, problem,
 
 def test_refuses_an_unknown_template(tmp_path):
     with pytest.raises(CompileError, match="target gfx942 has no kernel template quantise"):
-        write_kernels({"k": kernel("quantise")}, GFX942, tmp_path / "kernels", tmp_path / "cache", quiet, {})
+        write_kernels({"k": kernel("quantise")}, GFX942, tmp_path / "kernels", tmp_path / "cache", quiet)
 
 
 def test_refuses_more_shared_memory_than_there_is(tmp_path):
     wide = kernel("product", columns=1024, block=256)
     with pytest.raises(CompileError, match=r"needs \d+ bytes of shared memory, gfx942 has 65536: use smaller tiles"):
-        compile_kernels({"wide_0": wide}, GFX942, tmp_path, quiet, {})
+        compile_kernels({"wide_0": wide}, GFX942, tmp_path, quiet)
 
 
 METADATA = {"num_ctas": 1, "num_warps": 4, "shared": 0, "name": "k", "global_scratch_size": 0}
@@ -153,17 +158,17 @@ PTX = "{}\n.visible .entry k(\n\t.param .u64 .ptr .global .align 1 k_0,\n\t.para
 )
 def test_refuses_what_a_launch_does_not_provide(name, value):
     with pytest.raises(CompileError, match=f"its code asks for {name} .*, which a launch does not provide"):
-        variant_facts([], METADATA | {name: value}, b"", PTX, SM_90)
+        kernel_facts([], METADATA | {name: value}, b"", PTX, SM_90)
 
 
 def test_refuses_code_that_takes_other_arguments(tmp_path):
-    compiled = compile_kernels({"scaled_0": kernel("scaled")}, SM_90, tmp_path, quiet, {})["scaled_0"][16]
+    compiled = compile_kernels({"scaled_0": kernel("scaled")}, SM_90, tmp_path, quiet)["scaled_0"]
     code, text = (compiled / CODE).read_bytes(), (compiled / ASSEMBLY).read_text()
-    assert variant_facts(ARGUMENTS, METADATA, code, text, SM_90)["scratch"] == 2
+    assert kernel_facts(ARGUMENTS, METADATA, code, text, SM_90)["scratch"] == 2
     assert parameters(text) == ["*", "i64", "*", "*", "i32", "*", "*"]
     for types in (ARGUMENTS[:-1], [*ARGUMENTS, "i64"], ["*bf16", "*fp32", "i64", "*bf16"]):
         with pytest.raises(CompileError, match="the launch passes"):
-            variant_facts(types, METADATA, code, text, SM_90)
+            kernel_facts(types, METADATA, code, text, SM_90)
 
 
 def test_workers_do_without_tritons_variables(monkeypatch):

@@ -51,10 +51,8 @@ def assembly(tmp_path_factory) -> Mapping[str, str]:
     kernels = {
         name: {"template": template, "params": params | TILES[template]} for name, (template, params) in KERNELS.items()
     }
-    compiled = build.compile_kernels(
-        kernels, ARCHITECTURES["sm_90"], tmp_path_factory.mktemp("cache"), lambda *_: None, {}
-    )
-    return {name: Path(folders[16], ASSEMBLY).read_text() for name, folders in compiled.items()}
+    compiled = build.compile_kernels(kernels, ARCHITECTURES["sm_90"], tmp_path_factory.mktemp("cache"), lambda *_: None)
+    return {name: Path(folder, ASSEMBLY).read_text() for name, folder in compiled.items()}
 
 
 def run(text: str, name: str, operands: Mapping[str, Tensor | int], results: list[Tensor], m: int, tiles: int) -> None:

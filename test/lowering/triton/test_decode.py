@@ -67,10 +67,10 @@ STREAMING = tuple(name for name in KERNELS if name != "small")
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory) -> dict[str, dict[int, Path]]:
+def compiled(tmp_path_factory) -> dict[str, Path]:
     kernels = {name: {"template": template, "params": params} for name, (template, params) in KERNELS.items()}
     cache = tmp_path_factory.mktemp("cache")
-    return build.compile_kernels(kernels, ARCHITECTURES["sm_90"], cache, lambda *_: None, {"gate_up": (0, 1)})
+    return build.compile_kernels(kernels, ARCHITECTURES["sm_90"], cache, lambda *_: None)
 
 
 def instructions(folder: Path) -> list[str]:
@@ -95,28 +95,25 @@ def record_loops(code: list[str]) -> list[tuple[int, list[str]]]:
 
 @pytest.mark.parametrize("name", [name for name, (_, params) in KERNELS.items() if params["block"] == 8])
 def test_keeps_everything_in_registers(compiled, name):
-    facts = json.loads((compiled[name][16] / FACTS).read_text())
+    facts = json.loads((compiled[name] / FACTS).read_text())
     assert (facts["spills"], facts["stack"]) == (0, 0)
     assert facts["registers"] <= 128
-    assert not [text for text in instructions(compiled[name][16]) if text.startswith(("LDL", "STL"))]
+    assert not [text for text in instructions(compiled[name]) if text.startswith(("LDL", "STL"))]
 
 
-@pytest.mark.parametrize(
-    ("name", "divisible"),
-    [("gate_up", 1), *((name, 16) for name, (_, params) in KERNELS.items() if params["block"] > 8)],
-)
-def test_keeps_its_products_in_registers(compiled, name, divisible):
-    """The unaligned variant has an address for each element of x, several octets fill the registers of two programs an
-    SM: what these spill, words of a unit, they do not touch between products."""
-    facts = json.loads((compiled[name][divisible] / FACTS).read_text())
-    assert facts["registers"] <= 128 and (divisible < 16 or facts["spills"] <= 40)
-    for _, loop in record_loops(instructions(compiled[name][divisible])):
+@pytest.mark.parametrize("name", [name for name, (_, params) in KERNELS.items() if params["block"] > 8])
+def test_keeps_its_products_in_registers(compiled, name):
+    """Several octets fill the registers of two programs an SM: what these spill, words of a unit, they do not touch
+    between products."""
+    facts = json.loads((compiled[name] / FACTS).read_text())
+    assert facts["registers"] <= 128 and facts["spills"] <= 40
+    for _, loop in record_loops(instructions(compiled[name])):
         assert not [text for text in loop if text.startswith(("LDL", "STL"))]
 
 
 @pytest.mark.parametrize("name", STREAMING)
 def test_multiplies_a_chunk_in_few_instructions(compiled, name):
-    loops = record_loops(instructions(compiled[name][16]))
+    loops = record_loops(instructions(compiled[name]))
     assert [octets for octets, _ in loops] == list(range(1, KERNELS[name][1]["block"] // 8 + 1))
     for octets, loop in loops:
         assert sum(text.startswith("HMMA.16816.F32.BF16") for text in loop) == CHUNKS * MMAS * octets
@@ -131,7 +128,7 @@ def test_multiplies_a_chunk_in_few_instructions(compiled, name):
 
 @pytest.mark.parametrize("name", STREAMING)
 def test_weights_are_under_way_before_an_early_kernel_waits(compiled, name):
-    code, (_, params) = instructions(compiled[name][16]), KERNELS[name]
+    code, (_, params) = instructions(compiled[name]), KERNELS[name]
     waits = [place for place, text in enumerate(code) if "ACQBULK" in text]
     loads = [place for place, text in enumerate(code) if re.match(r"(@!?P\d )?LDG\S*\.128 ", text)]
     before = [sum(place < wait for place in loads) for wait in waits]
@@ -153,7 +150,7 @@ def first_use(loop: list[str], load: int) -> Iterator[str]:
 def test_loads_run_far_ahead(compiled, name):
     """Wide loads, and at least five chunks of products between a load and its use: ptxas must not sink them. In a loop
     for half-empty blocks, whose products are fewer, more than four."""
-    for octets, loop in record_loops(instructions(compiled[name][16])):
+    for octets, loop in record_loops(instructions(compiled[name])):
         loads = [place for place, text in enumerate(loop) if re.match(r"LDG\S*\.128 ", text)]
         assert len(loads) >= CHUNKS - 2  # some come before the first product
         for load in loads[: CHUNKS - 8]:

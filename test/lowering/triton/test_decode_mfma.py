@@ -80,7 +80,7 @@ def target(request) -> str:
 
 
 @pytest.fixture(scope="module")
-def compiled(target, tmp_path_factory) -> dict[str, dict[int, Path]]:
+def compiled(target, tmp_path_factory) -> dict[str, Path]:
     architecture = ARCHITECTURES[target]
     programs = {"programs": architecture.processors * SIMDS * GPT_OSS["waves"]}
     whole = {name: (template, params | programs) for name, (template, params) in KERNELS.items()}
@@ -91,7 +91,7 @@ def compiled(target, tmp_path_factory) -> dict[str, dict[int, Path]]:
     cache = folder / "decode_mfma"
     with (folder / "decode_mfma.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of two processes with tests, one compiles
-        return build.compile_kernels(kernels, architecture, cache, lambda *_: None, {"gate_up": (0, 1)})
+        return build.compile_kernels(kernels, architecture, cache, lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -102,12 +102,8 @@ def wave():
         yield import_module("amdgcn_wave")
 
 
-def all_facts(compiled: dict[str, dict[int, Path]]) -> list[tuple[str, dict]]:
-    return [
-        (f"{name}, {divisible}", json.loads((folder / FACTS).read_text()))
-        for name, variants in compiled.items()
-        for divisible, folder in variants.items()
-    ]
+def all_facts(compiled: dict[str, Path]) -> list[tuple[str, dict]]:
+    return [(name, json.loads((folder / FACTS).read_text())) for name, folder in compiled.items()]
 
 
 def test_keeps_everything_in_registers(compiled):
@@ -121,14 +117,14 @@ def test_keeps_everything_in_registers(compiled):
 @pytest.mark.parametrize("name", KERNELS)
 def test_multiplies_what_it_loaded(compiled, target, name):
     """By the narrowest MFMA that there is, and by no other; nothing goes through LDS or from lane to lane."""
-    found = instructions((compiled[name][16] / ASSEMBLY).read_text())
+    found = instructions((compiled[name] / ASSEMBLY).read_text())
     assert {each for each in found if each.startswith("v_mfma")} == {MATRIX[target, KERNELS[name][1]["x"]][0]}
     assert not [each for each in found if each.startswith("ds_") or "dpp" in each or "permlane" in each]
 
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_takes_few_instructions(compiled, target, name):
-    loop = matrix_loop((compiled[name][16] / ASSEMBLY).read_text())
+    loop = matrix_loop((compiled[name] / ASSEMBLY).read_text())
     form = target, KERNELS[name][1]["x"]
     instruction, each = MATRIX[form]
     count = sum(line.startswith(instruction) for line in loop)
@@ -144,15 +140,15 @@ def test_the_page_has_its_figures(compiled, target, name, label):
     """docs/amd.md: `python benchmarks/decode_mfma_code.py` prints the table anew."""
     page = (Path(__file__).parents[3] / "docs/amd.md").read_text()
     (row,) = (line.split(" | ") for line in page.splitlines() if line.startswith(f"| {target} | {label} |"))
-    facts = json.loads((compiled[name][16] / FACTS).read_text())
-    cost = len(matrix_loop((compiled[name][16] / ASSEMBLY).read_text())) * 512 / (GPT_OSS["ring"] * STEP_BYTES)
+    facts = json.loads((compiled[name] / FACTS).read_text())
+    cost = len(matrix_loop((compiled[name] / ASSEMBLY).read_text())) * 512 / (GPT_OSS["ring"] * STEP_BYTES)
     assert row[2:5] == [str(facts["registers"]), str(facts["occupancy"]), f"{cost:.1f}"]
 
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_loads_run_far_ahead(compiled, name):
     """Codes and x by 16 bytes a lane; while one load is waited for, half of the ring's are under way."""
-    loop = matrix_loop((compiled[name][16] / ASSEMBLY).read_text())
+    loop = matrix_loop((compiled[name] / ASSEMBLY).read_text())
     quantised = KERNELS[name][1]["x"] == "f4E2M1FN"
     loads = [line.partition(" ")[0] for line in loop if "_load_" in line]
     wide = {"buffer_load_dwordx4": 4, "global_load_dwordx4": 1 if quantised else 4}
@@ -246,7 +242,7 @@ def test_down_computes_exactly(compiled, wave, name):
     params = RUN[name][1]
     case = Case(params, 2)
     out = np.full((params["splits"], TOKENS * TOPK, params["hidden"]), np.nan, np.float32)
-    found = run(wave, compiled[name][16], case.operands(), out)
+    found = run(wave, compiled[name], case.operands(), out)
     wanted = np.full(out.shape[1:], np.nan)
     for row, sums in case.rows():
         wanted[row] = sums
@@ -258,7 +254,7 @@ def test_down_computes_exactly(compiled, wave, name):
 def test_gate_up_computes(compiled, wave, name):
     params = RUN[name][1]
     case, outputs = Case(params, 1), params["intermediate"]
-    found = run(wave, compiled[name][16], case.operands(), np.zeros((TOKENS * TOPK, outputs), np.uint16))
+    found = run(wave, compiled[name], case.operands(), np.zeros((TOKENS * TOPK, outputs), np.uint16))
     found = torch.from_numpy(found.view(np.int16)).view(torch.bfloat16).double()
     wanted = torch.zeros_like(found)
     for row, sums in case.rows():

@@ -98,10 +98,8 @@ KERNELS: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.fixture(scope="module")
 def assembly(tmp_path_factory) -> Mapping[str, str]:
     kernels = {name: {"template": template, "params": params} for name, (template, params) in KERNELS.items()}
-    compiled = build.compile_kernels(
-        kernels, ARCHITECTURES["sm_90"], tmp_path_factory.mktemp("cache"), lambda *_: None, {}
-    )
-    return {name: Path(folders[16], ASSEMBLY).read_text() for name, folders in compiled.items()}
+    compiled = build.compile_kernels(kernels, ARCHITECTURES["sm_90"], tmp_path_factory.mktemp("cache"), lambda *_: None)
+    return {name: Path(folder, ASSEMBLY).read_text() for name, folder in compiled.items()}
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -204,10 +202,8 @@ def quantising(request, tmp_path_factory) -> tuple[str, Mapping[str, str]]:
         name: {"template": "decode_gate_up", "params": GATE_UP | own}
         for name, own in (("codes", A4), ("quantises", {"quantise": request.param}))
     }
-    compiled = build.compile_kernels(
-        kernels, ARCHITECTURES["sm_90"], tmp_path_factory.mktemp("cache"), lambda *_: None, {}
-    )
-    return request.param, {name: Path(folders[16], ASSEMBLY).read_text() for name, folders in compiled.items()}
+    compiled = build.compile_kernels(kernels, ARCHITECTURES["sm_90"], tmp_path_factory.mktemp("cache"), lambda *_: None)
+    return request.param, {name: Path(folder, ASSEMBLY).read_text() for name, folder in compiled.items()}
 
 
 def test_quantising_gives_what_codes_give(quantising):

@@ -128,8 +128,8 @@ A4 = {"x": "f4E2M1FN", "layout": "tiled_32x8"}
 @pytest.mark.parametrize(("target", "instruction"), [("gfx950", "v_mfma_scale_f32"), ("gfx942", "v_mfma_f32")])
 def test_mfma_streams_are_read_by_sixteen_bytes(target, instruction, tmp_path):
     kernels = {"gate_up": {"template": "gate_up", "params": GPT_OSS | A4}}
-    compiled = build.compile_kernels(kernels, ARCHITECTURES[target], tmp_path, lambda *_: None, {})
-    found = json.loads((compiled["gate_up"][16] / FACTS).read_text())
+    compiled = build.compile_kernels(kernels, ARCHITECTURES[target], tmp_path, lambda *_: None)
+    found = json.loads((compiled["gate_up"] / FACTS).read_text())
     assert (found["spills"], found["scalar_spills"], found["stack"]) == (0, 0, 0)
     assert found["wide_loads"] and found["occupancy"] >= 2
     assert all(name.startswith(instruction) for name in found["matrix"])

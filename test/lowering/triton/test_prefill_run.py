@@ -112,13 +112,6 @@ LENGTHS: dict[str, tuple[str, dict[str, Any]]] = {
     "down of 128 rows, more blocks than are ordered": ("prefill_down", DOWN | B128 | {"ordered": 2}),
 }
 KERNELS |= WHOLE | LENGTHS
-UNALIGNED = {
-    "gate_up": (0, 1),
-    "gate_up of 64 rows, k = 1, gelu": (0, 1),
-    "down of 16 rows, 3 records of 11 chunks": (0,),
-    "down of 128 rows, more programs than units": (0,),
-}
-"""Kernels that have a second variant, and the arguments of which nothing is assumed there: x and its stride."""
 
 
 @dataclass(frozen=True)
@@ -134,15 +127,11 @@ def code_of(folder: Path) -> Code:
 
 
 @pytest.fixture(scope="module")
-def assembly(tmp_path_factory) -> Mapping[str, Mapping[int, Code]]:
-    """By kernel and divisibility."""
+def assembly(tmp_path_factory) -> Mapping[str, Code]:
     kernels = {name: {"template": template, "params": params} for name, (template, params) in KERNELS.items()}
     cache = tmp_path_factory.mktemp("cache")
-    compiled = build.compile_kernels(kernels, ARCHITECTURES["sm_90"], cache, lambda *_: None, UNALIGNED)
-    return {
-        name: {divisible: code_of(folder) for divisible, folder in folders.items()}
-        for name, folders in compiled.items()
-    }
+    compiled = build.compile_kernels(kernels, ARCHITECTURES["sm_90"], cache, lambda *_: None)
+    return {name: code_of(folder) for name, folder in compiled.items()}
 
 
 def forwards(programs: int) -> list[int]:
@@ -153,10 +142,10 @@ def backwards(programs: int) -> list[int]:
     return list(range(programs))[::-1]
 
 
-@pytest.mark.parametrize(("name", "divisible"), [*((name, 16) for name in KERNELS), *((name, 1) for name in UNALIGNED)])
-def test_equals_the_product(assembly, name, divisible):
+@pytest.mark.parametrize("name", KERNELS)
+def test_equals_the_product(assembly, name):
     template, params = KERNELS[name]
-    call, code = Call(template, params, TOKENS, aligned=divisible == 16), assembly[name][divisible]
+    call, code = Call(template, params, TOKENS), assembly[name]
     found = run(template, params, code.text, call, forwards, shared=code.shared)
     limit = 3e-3 if call.stage == 1 else 1e-6  # h is rounded to bf16
     assert relative(found.double().sum(0), call.wanted()) < limit
@@ -170,7 +159,7 @@ def test_blocks_in_order(assembly, name, rows):
     """Blocks with so many rows of each expert, of a length that is multiplied whole."""
     template, params = KERNELS[name]
     call = Call(template, params, TOKENS, ids=ids_of(rows, TOKENS))
-    found = run(template, params, assembly[name][16].text, call, forwards, shared=assembly[name][16].shared)
+    found = run(template, params, assembly[name].text, call, forwards, shared=assembly[name].shared)
     assert relative(found.double().sum(0), call.wanted()) < (3e-3 if call.stage == 1 else 1e-6)
 
 
@@ -183,7 +172,7 @@ def test_blocks_of_every_length(assembly, name, rows):
     """Blocks with so many rows of each expert, in any order."""
     template, params = KERNELS[name]
     call = Call(template, params, 200, ids=ids_of(rows, 200))
-    found = run(template, params, assembly[name][16].text, call, forwards, shared=assembly[name][16].shared)
+    found = run(template, params, assembly[name].text, call, forwards, shared=assembly[name].shared)
     assert relative(found.double().sum(0), call.wanted()) < (3e-3 if call.stage == 1 else 1e-6)
 
 
@@ -215,7 +204,7 @@ def test_blocks_of_every_length(assembly, name, rows):
 def test_what_goes_on_is_not_touched(assembly, name, find, instead, message):
     """Without one of its waits, fences or barriers a kernel would be wrong at times; the machine must see that."""
     template, params = KERNELS[name]
-    code = assembly[name][16]
+    code = assembly[name]
     broken = re.sub(find, instead, code.text)
     assert broken != code.text
     with pytest.raises(Fault, match=message):
@@ -232,7 +221,7 @@ def test_what_goes_on_is_not_touched(assembly, name, find, instead, message):
 )
 def test_a_wrong_place_is_a_wrong_product(assembly, find, instead):
     template, params = KERNELS["gate_up"]
-    code, call = assembly["gate_up"][16], Call(template, params, TOKENS)
+    code, call = assembly["gate_up"], Call(template, params, TOKENS)
     broken = re.sub(find, instead, code.text)
     assert broken != code.text
     found = run(template, params, broken, call, forwards, shared=code.shared)

@@ -82,8 +82,8 @@ def assembly(tmp_path_factory) -> Callable[[str, Mapping[str, Any]], str]:
 
     def compiled(template: str, params: Mapping[str, Any]) -> str:
         kernels = {template: {"template": template, "params": dict(params)}}
-        made = build.compile_kernels(kernels, ARCHITECTURES["sm_90"], cache, lambda *_: None, {})
-        return Path(made[template][16], ASSEMBLY).read_text()
+        made = build.compile_kernels(kernels, ARCHITECTURES["sm_90"], cache, lambda *_: None)
+        return Path(made[template], ASSEMBLY).read_text()
 
     return compiled
 

@@ -62,22 +62,20 @@ def layers(make_checkpoint, folder) -> dict[tuple, dict]:
     return made
 
 
-def variants(layers: dict, target: str, templates: tuple[str, ...] = ()) -> Iterator[tuple[str, dict, dict]]:
-    """(a name for messages, the kernel, a variant of it) of all kernels, or of those made from `templates`."""
+def codes(layers: dict, target: str, templates: tuple[str, ...] = ()) -> Iterator[tuple[str, dict, dict]]:
+    """(a name for messages, the kernel, its code) of all kernels, or of those made from `templates`."""
     for (activations, stages), targets in layers.items():
         for name, kernel in targets.get(target, {"kernels": {}})["kernels"].items():
-            for variant in kernel["variants"]:
-                if not templates or kernel["template"] in templates:
-                    yield f"{name} {activations} {stages} stages, {variant['divisible']}", kernel, variant
+            if not templates or kernel["template"] in templates:
+                yield f"{name} {activations} {stages} stages", kernel, kernel["code"]
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_takes_every_template_from_a_layer(layers, target):
     """So that nothing below holds of nothing."""
-    found = {kernel["template"] for _, kernel, _ in variants(layers, target)}
+    found = {kernel["template"] for _, kernel, _ in codes(layers, target)}
     some = ("decode_", "prefill_", "router", "route_sort", "expand")
     assert found == {name for name in TEMPLATES if name in OWN[target] or not name.startswith(some)}
-    assert {variant["divisible"] for _, _, variant in variants(layers, target)} == {16, 1}
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -85,18 +83,18 @@ def test_keeps_everything_in_registers(layers, target):
     """But for words of a unit in the decode kernels of 16 rows and prefill kernels of 64 or more: test_decode.py and
     test_prefill.py see that products hardly touch them."""
     found = [
-        (name, variant)
-        for name, kernel, variant in variants(layers, target)
+        (name, code)
+        for name, kernel, code in codes(layers, target)
         if kernel["params"].get("block", 0) <= MOST_ROWS.get(kernel["template"], math.inf)
     ]
-    spilling = {name: variant["spills"] for name, variant in found if variant["spills"]}
-    private = {name: variant["stack"] for name, variant in found if variant["stack"]}
+    spilling = {name: code["spills"] for name, code in found if code["spills"]}
+    private = {name: code["stack"] for name, code in found if code["stack"]}
     assert spilling == private == {}
 
 
 def test_launches_that_overlap_say_so(layers):
     for target in TARGETS:
-        assert {variant["dependent"] for _, _, variant in variants(layers, target)} == {target == "sm_90"}
+        assert {code["dependent"] for _, _, code in codes(layers, target)} == {target == "sm_90"}
 
 
 COUNTERS = r"\b(red\.global\.gpu\.relaxed\.max\.s32|atom\.global\.gpu\.relaxed\.add\.u32)"
@@ -105,7 +103,7 @@ COUNTERS = r"\b(red\.global\.gpu\.relaxed\.max\.s32|atom\.global\.gpu\.relaxed\.
 def test_waits_for_the_launch_in_front(layers, folder):
     """At the very start; an early kernel has read its list and begun with its weights, and waits on all its ways."""
     texts = [path.read_text() for path in folder.glob(f"cache/*.cubin/{ASSEMBLY}")]
-    assert len(texts) >= len({variant["sha256"] for _, _, variant in variants(layers, "sm_90")})
+    assert len(texts) >= len({code["sha256"] for _, _, code in codes(layers, "sm_90")})
     for text in texts:
         start = text.index(".reqntid")
         before, after = text[start : text.index("griddepcontrol.wait")], text[text.index("griddepcontrol.wait") :]
@@ -124,43 +122,42 @@ def test_waits_for_the_launch_in_front(layers, folder):
 
 @pytest.mark.parametrize("target", ["gfx950", "gfx942"])
 def test_keeps_scalars_in_scalar_registers(layers, target):
-    """The variants that run on aligned tensors; the others have an address a thread and element."""
-    aligned = [(name, variant) for name, _, variant in variants(layers, target) if variant["divisible"] == 16]
-    assert {name: variant["scalar_spills"] for name, variant in aligned if variant["scalar_spills"]} == {}
+    spilling = {name: code["scalar_spills"] for name, _, code in codes(layers, target) if code["scalar_spills"]}
+    assert spilling == {}
 
 
 @pytest.mark.parametrize("target", ["gfx950", "gfx942"])
 def test_leaves_room_for_two_waves_a_simd(layers, target):
-    crowded = {name: variant["occupancy"] for name, _, variant in variants(layers, target) if variant["occupancy"] < 2}
+    crowded = {name: code["occupancy"] for name, _, code in codes(layers, target) if code["occupancy"] < 2}
     assert crowded == {}
 
 
 def test_leaves_room_for_eight_warps_an_sm(layers):
     """Two to each of its schedulers."""
-    for name, _, variant in variants(layers, "sm_90"):
-        by_registers = SM_REGISTERS // (variant["registers"] * variant["threads"])
-        by_shared = SM_SHARED // (variant["shared"] + KIB)
-        assert min(by_registers, by_shared) * variant["threads"] >= 8 * 32, name
+    for name, _, code in codes(layers, "sm_90"):
+        by_registers = SM_REGISTERS // (code["registers"] * code["threads"])
+        by_shared = SM_SHARED // (code["shared"] + KIB)
+        assert min(by_registers, by_shared) * code["threads"] >= 8 * 32, name
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_fits_the_hardware(layers, target):
-    for name, _, variant in variants(layers, target):
-        assert variant["shared"] <= ARCHITECTURES[target].shared_limit, name
-        assert variant["threads"] <= 1024, name
+    for name, _, code in codes(layers, target):
+        assert code["shared"] <= ARCHITECTURES[target].shared_limit, name
+        assert code["threads"] <= 1024, name
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_streams_sixteen_bytes_a_load(layers, target):
-    streams = [(name, variant) for name, _, variant in variants(layers, target, STREAMING)]
-    assert [name for name, variant in streams if variant["divisible"] == 16 and not variant["wide_loads"]] == []
+    streams = [(name, code) for name, _, code in codes(layers, target, STREAMING)]
+    assert [name for name, code in streams if not code["wide_loads"]] == []
 
 
 def multiplies(layers: dict, target: str, quantised: bool) -> dict[str, list[str]]:
     """The matrix instructions of every product of A4 (quantised) or A16."""
     return {
-        name: list(variant["matrix"])
-        for name, kernel, variant in variants(layers, target, PRODUCTS)
+        name: list(code["matrix"])
+        for name, kernel, code in codes(layers, target, PRODUCTS)
         if (kernel["params"]["x"] == "f4E2M1FN") == quantised
     }
 

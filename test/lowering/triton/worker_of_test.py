@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import triton
 import triton.language as tl
 
-from moeloom.lowering.triton.compile import write_variant
+from moeloom.lowering.triton.compile import write_kernel
 from moeloom.lowering.triton.template import Template
 from moeloom.lowering.triton.templates import TEMPLATES
 from moeloom.lowering.workers import serve
@@ -100,4 +100,4 @@ OWN = {
 
 if __name__ == "__main__":
     TEMPLATES.update(OWN)
-    serve(write_variant)
+    serve(write_kernel)

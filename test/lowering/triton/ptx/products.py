@@ -37,13 +37,11 @@ class Call:
         template: str,
         params: Mapping[str, Any],
         tokens: int,
-        aligned: bool = True,
         mode: str = "even",
         ids: Tensor | None = None,
     ) -> None:
-        """`aligned`: whether rows of x begin at multiples of 16 bytes; else none does, nor are they dense. `mode`: the
-        scale mode of x as MXFP4. `ids`: random ones unless given."""
-        self.params, self.stage, self.aligned = params, 1 if template.endswith("gate_up") else 2, aligned
+        """`mode`: the scale mode of x as MXFP4. `ids`: random ones unless given."""
+        self.params, self.stage = params, 1 if template.endswith("gate_up") else 2
         torch.manual_seed(0)
         topk = params["topk"]
         if ids is None:
@@ -75,10 +73,8 @@ class Call:
         warps = self.params.get("stream_warps", self.params["num_warps"])
         packed = [pack_stream(w, s, order, warps) for w, s in zip(self.weight, self.scales, strict=True)]
         if self.params["x"] == "bf16":
-            # Of stage 2 rows are dense, wherever they begin.
-            width = self.columns + (self.stage == 1 and not self.aligned)
-            x = torch.full((len(self.x), width), torch.nan, dtype=torch.bfloat16)
-            x[self.named, : self.columns] = self.x[self.named]
+            x = torch.full_like(self.x, torch.nan)
+            x[self.named] = self.x[self.named]
             activations = {"x": x}
         else:
             codes = self.codes.clone()
@@ -160,8 +156,7 @@ def run(
             continue
         value = given[name]
         given_early = {"constant": name in CONSTANT, "old": params.get("early", False) and name in LISTS}
-        offset = 0 if call.aligned or name != "x" else 2
-        place = value if isinstance(value, int) else memory.place(array(value), offset=offset, **given_early)
+        place = value if isinstance(value, int) else memory.place(array(value), **given_early)
         arguments.append(place)
     result = memory.place(array(out), writable=True)
     machine = Machine(text, memory, np.full(shared, 0xFF, np.uint8))
