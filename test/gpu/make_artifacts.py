@@ -1,15 +1,16 @@
 """Compiles the artifacts of test/gpu, on a machine without a GPU: weights are made from a seed when they are loaded.
 
-python test/gpu/make_artifacts.py DIRECTORY [NAME...]     names of models, or "large", "small", "odd", "bytes", "timed"
+    python test/gpu/make_artifacts.py DIRECTORY [NAME...]     names of models, or large, small, odd, bytes, timed
 
-"bytes" are programs of one site that return what the quantiser and the sorts wrote.
+"bytes" are programs of one site that return what the quantiser and the sorts wrote. By default all are made.
 """
 
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+import click
 
 import moeloom
 
@@ -177,10 +178,15 @@ def make(out: Path, source: str, suffix: str, **options: Any) -> None:
     print(out)
 
 
-def main(folder: Path, names: list[str]) -> None:
+@click.command(help=__doc__, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.argument("folder", metavar="DIRECTORY", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("names", metavar="[NAME...]", nargs=-1)
+def main(folder: Path, names: tuple[str, ...]) -> None:
     groups = {"large": LARGE, "small": SMALL_MODELS, "odd": ODD_MODELS, "bytes": {}, "timed": TIMED}
-    wanted = names or list(groups)
+    wanted = names or tuple(groups)
     models = [model for name in wanted for model in groups.get(name, [name])]
+    if unknown := [model for model in models if model not in MODELS]:
+        raise click.UsageError(f"no model {unknown[0]!r}; there are {', '.join((*groups, *MODELS))}")
     for model in models:
         config, options = MODELS[model]
         kind = folder / next((group for group, held in groups.items() if model in held), "")
@@ -194,4 +200,4 @@ def main(folder: Path, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main()
