@@ -73,7 +73,7 @@ class Target:
 
 STREAM = (
     Plan(block=8, rows=3),
-    Plan(block=16, rows=11),
+    Plan(block=16, rows=12),
     Plan(block=32, rows=26),
     Plan(block=80, rows=72),
     Plan(block=160),
