@@ -168,6 +168,7 @@ class Plan:
             if isinstance(item, Segment):
                 item.finish()
                 self._wanted |= {v: self._wanted.get(v, wanted) | wanted for v, wanted in item.live.items()}
+        self._wanted = {v: wanted for v, wanted in self._wanted.items() if wanted != Multiples()}
         self._at_start = [value for value in self._wanted if value in self._at_call]
 
     def _place(self, program: Program, max_m: int, alignment: int) -> None:
