@@ -21,7 +21,7 @@ from moeloom.runtime.errors import ArtifactError
 from moeloom.runtime.target import Target, parse_target
 from moeloom.runtime.weights import Spec, TensorFileWriter, map_tensors, raw_bytes
 
-SCHEMA = 2
+SCHEMA = 3
 MANIFEST, MANIFEST_HASH = "manifest.json", "manifest.sha256"
 RENAME_EXCHANGE = 2  # linux/fs.h
 AT_FDCWD = -100

@@ -85,7 +85,7 @@ def block(manifest: dict) -> dict:
 
 
 CHANGES = {
-    "schema": (lambda m: m.update(schema=1), "has schema 1; this runtime reads 2"),
+    "schema": (lambda m: m.update(schema=2), "has schema 2; this runtime reads 3"),
     "no_schema": (lambda m: m.pop("schema"), "lacks 'schema'"),
     "no_entries": (lambda m: m.pop("entries"), "lacks 'entries'"),
     "no_libraries": (lambda m: m["targets"]["cpu"].pop("libraries"), "lacks 'libraries'"),
