@@ -69,8 +69,8 @@ class Driver(ABC):
             raise ArtifactError(f"{what} on {self.torch_device}: {self.error(code)}")
 
     def start(self, function: Handle, tiles: int, code: Code, overlaps: bool) -> Start:
-        """How `code` is launched on `tiles` programs. `overlaps`: what is in front need not have ended where the
-        it is dependent."""
+        """How `code` is launched on `tiles` programs. `overlaps`: what is in front need not have ended where it
+        is dependent."""
         sizes = (tiles, 1, 1, code.threads, 1, 1, code.shared)
         launch = self.launch
         return lambda stream, arguments: launch(function, *sizes, stream, arguments, None)
