@@ -133,8 +133,7 @@ def copy_step(
     PADDED: columns of all steps. Rows behind the first TOKENS need not be there: no later block has more of them in
     their order.
 
-    The copies are under way on return. Rows lie on multiples of 16 bytes, less than
-    4 GiB apart (runtime/arguments.py).
+    The copies are under way on return. Rows lie on multiples of 16 bytes, less than 4 GiB apart (runtime/arguments.py).
     """
     layout: gl.constexpr = pieces_layout(gl.num_warps(), PIECE)
     thread = thread_numbers(gl.SliceLayout(1, layout))

@@ -16,7 +16,13 @@ from moeloom.runtime.executable import Executable, load
 
 FOLDER = os.environ.get("MOELOOM_ARTIFACTS")
 collect_ignore_glob = [] if FOLDER and torch.cuda.is_available() else ["test_*.py"]
-GROUPS = {"artifact": ("large", "small"), "odd": ("odd", "small"), "small": ("small",), "site": ("bytes",)}
+GROUPS = {
+    "artifact": ("large", "small"),
+    "whole": ("whole",),
+    "odd": ("odd", "small"),
+    "small": ("small",),
+    "site": ("bytes",),
+}
 """Which artifacts each fixture stands for, by the folders that make_artifacts.py writes."""
 
 

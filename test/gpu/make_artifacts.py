@@ -1,6 +1,6 @@
 """Compiles the artifacts of test/gpu, on a machine without a GPU: weights are made from a seed when they are loaded.
 
-    python test/gpu/make_artifacts.py DIRECTORY [NAME...]     names of models, or large, small, odd, bytes, timed
+    python test/gpu/make_artifacts.py DIRECTORY [NAME...]     names of models, or large, whole, small, odd, bytes, timed
 
 "bytes" are programs of one site that return what the quantiser and the sorts wrote. By default all are made.
 """
@@ -60,6 +60,13 @@ DEEPSEEK_R1 = DEEPSEEK | {
     "n_group": 8,
     "topk_group": 4,
 }
+DEEPSEEK_R1_WHOLE = DEEPSEEK_R1 | {"moe_intermediate_size": 2048}
+KIMI_K2 = DEEPSEEK_R1_WHOLE | {
+    "n_routed_experts": 384,
+    "n_group": 1,
+    "topk_group": 1,
+    "routed_scaling_factor": 2.827,
+}
 MIXTRAL = {
     "architectures": ["MixtralForCausalLM"],
     "model_type": "mixtral",
@@ -91,6 +98,12 @@ LARGE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "deepseek-r1-a16": (DEEPSEEK_R1, A16 | QUANTIZE),
     "mixtral": (MIXTRAL, A4 | QUANTIZE),
     "qwen3": (QWEN3, A4 | QUANTIZE),
+}
+# Up to 9 GB of weights a layer: for decode tokens alone.
+WHOLE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    f"{name}{suffix}": (config, options | QUANTIZE)
+    for name, config in (("deepseek-r1-whole", DEEPSEEK_R1_WHOLE), ("kimi-k2", KIMI_K2))
+    for suffix, options in (("", A4), ("-a16", A16))
 }
 SMALL_MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "gpt-oss-small": (SMALL_GPT_OSS, A4),
@@ -134,7 +147,7 @@ TIMED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     )
     for suffix, options in (("a16", A16 | quantize), ("a4", A4 | quantize))
 }
-MODELS = LARGE | SMALL_MODELS | ODD_MODELS | TIMED
+MODELS = LARGE | WHOLE | SMALL_MODELS | ODD_MODELS | TIMED
 """config.json and options of `moeloom.compile` by name."""
 
 
@@ -182,7 +195,7 @@ def make(out: Path, source: str, suffix: str, **options: Any) -> None:
 @click.argument("folder", metavar="DIRECTORY", type=click.Path(path_type=Path, file_okay=False))
 @click.argument("names", metavar="[NAME...]", nargs=-1)
 def main(folder: Path, names: tuple[str, ...]) -> None:
-    groups = {"large": LARGE, "small": SMALL_MODELS, "odd": ODD_MODELS, "bytes": {}, "timed": TIMED}
+    groups = {"large": LARGE, "whole": WHOLE, "small": SMALL_MODELS, "odd": ODD_MODELS, "bytes": {}, "timed": TIMED}
     wanted = names or tuple(groups)
     models = [model for name in wanted for model in groups.get(name, [name])]
     if unknown := [model for model in models if model not in MODELS]:

@@ -25,18 +25,34 @@ def test_reference(gpu: Executable) -> None:
     assert failed == []
 
 
-def test_every_number_of_decode_tokens(gpu: Executable, layer: str) -> None:
+def every_number_of_decode_tokens(executable: Executable, layer: str) -> None:
     """Closer than `moeloom check` asks; `pytest -rP` shows the largest relative L2 of each artifact."""
-    figures = [figure for m in range(1, 65) for figure in check(gpu, [layer], [m], seed=m)]
+    figures = [figure for m in range(1, 65) for figure in check(executable, [layer], [m], seed=m)]
     worst = max((figure for figure in figures if figure.measure == "relative L2"), key=lambda figure: figure.value)
     print(f"relative L2 up to {worst.value:.2e}, at M = {worst.tokens}")
     assert worst.value <= DECODE_L2
     assert [figure for figure in figures if not figure.passed] == []
 
 
+def the_same_bytes_twice(executable: Executable, layer: str) -> None:
+    x = inputs_of(executable, layer, 300, 0)["x"]
+    call = executable[layer]
+    assert [m for m in (*range(1, 65), 300) if not torch.equal(call(x[:m]), call(x[:m]))] == []
+
+
+def test_every_number_of_decode_tokens(gpu: Executable, layer: str) -> None:
+    every_number_of_decode_tokens(gpu, layer)
+
+
 def test_the_same_bytes_twice(gpu: Executable, layer: str) -> None:
-    x = inputs_of(gpu, layer, 300, 0)["x"]
-    assert [m for m in (*range(1, 65), 300) if not torch.equal(gpu[layer](x[:m]), gpu[layer](x[:m]))] == []
+    the_same_bytes_twice(gpu, layer)
+
+
+def test_whole_layers(whole: Path) -> None:
+    """Sizes that no rank of a real deployment holds alone: what decodes them, and nothing else."""
+    with load(whole, "cuda", verify="fast", poison=True) as executable:
+        every_number_of_decode_tokens(executable, executable.entries[0])
+        the_same_bytes_twice(executable, executable.entries[0])
 
 
 @pytest.mark.parametrize("m", SWITCHES)

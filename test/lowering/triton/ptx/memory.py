@@ -26,14 +26,13 @@ class Memory:
         self,
         content: np.ndarray,
         writable: bool = False,
-        offset: int = 0,
         constant: bool = False,
         old: bool = False,
     ) -> int:
-        """Copy `content` to a new address, a multiple of 256 plus `offset`. `constant`: no launch writes it. `old`: the
-        launch in front of the kernel's own does not."""
+        """Copy `content` to a new address, a multiple of 16 and of no more, as kernels assume. `constant`: no launch
+        writes it. `old`: the launch in front of the kernel's own does not."""
         data = np.ascontiguousarray(content).view(np.uint8).ravel()
-        start = -(-(len(self._bytes) + GUARD_BYTES) // 256) * 256 + offset
+        start = -(-(len(self._bytes) + GUARD_BYTES) // 256) * 256 + 16
         grow = start + len(data) - len(self._bytes)
         self._bytes = np.concatenate([self._bytes, np.full(grow, 0xFF, np.uint8)])
         self._readable = np.concatenate([self._readable, np.zeros(grow, bool)])
