@@ -4,10 +4,10 @@
     python benchmarks/quant_sort.py --target sm_90 --artifacts build/quant_sort --compile  on any machine, then
     python benchmarks/quant_sort.py --target sm_90 --artifacts build/quant_sort            on the GPU, without compiler
 
-Stage 1 quantises M tokens that k = 4 experts share: there the fused kernel quantises each of the 4*M routed rows. Stage
-2 quantises the routed rows themselves. Every program sorts the tokens first, and the time of the sort alone is taken
-off; the programs take turns in one process, and their bytes are compared first. On a GPU each is replayed from a graph
-of calls.
+Stage 1 quantises M tokens that k experts share; on the CPU the fused kernel quantises each of the k*M routed rows.
+Stage 2 quantises the routed rows themselves. Every program sorts the tokens first, and the time of the sort alone is
+taken off; the programs take turns in one process, and their bytes are compared first. On a GPU each is replayed from a
+graph of calls.
 """
 
 import tempfile
@@ -22,8 +22,7 @@ import moeloom
 from moeloom.measure import medians
 from moeloom.runtime.executable import Executable
 
-TOPK = 4
-ROWS = (4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+ROWS = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 CALLS = 50
 """Calls in a graph, so that its launch is nothing beside them."""
 KINDS = ("sort", "fused", "split")
@@ -63,9 +62,8 @@ func.func @site(%ids: {ids} {{moe.input = "ids"}}, %w: {weights} {{moe.input = "
 """
 
 
-def compile_programs(folder: Path, target: str, columns: int, stage: int, experts: int, block: int) -> None:
+def compile_programs(folder: Path, target: str, columns: int, stage: int, topk: int, experts: int, block: int) -> None:
     """The artifacts of one stage."""
-    topk = TOPK if stage == 1 else 1
     for kind in KINDS:
         source = folder / f"{kind}.mlir"
         alone = kind == "sort"
@@ -101,16 +99,15 @@ def timed(exe: Executable, inputs: tuple[Tensor, ...]) -> tuple[Callable[[int], 
     return replay, CALLS
 
 
-def measure(folder: Path, device: str, columns: int, stage: int, experts: int, threads: int | None) -> None:
+def measure(folder: Path, device: str, columns: int, stage: int, topk: int, experts: int, threads: int | None) -> None:
     """Print one row for each number of routed rows."""
-    topk = TOPK if stage == 1 else 1
     loaded = [moeloom.load(folder / name(columns, stage, kind), device, threads=threads) for kind in KINDS]
     for exe in loaded:
         exe.prepare(max(ROWS))
     print(f"\nstage {stage}, H = {columns}, k = {topk}, E = {experts}\n")
     print("| routed rows | M | sort us | fused us | split us | fused / split |\n|---|---|---|---|---|---|")
-    for rows in ROWS:
-        tokens = max(1, rows // topk)
+    for rows in (rows for rows in ROWS if rows >= topk):
+        tokens = rows // topk
         x = torch.randn(tokens, columns, dtype=torch.bfloat16)
         ids = torch.stack([torch.randperm(experts)[:topk] for _ in range(tokens)]).int()
         x, ids, weights = (t.to(device) for t in (x, ids, torch.rand(tokens, topk)))
@@ -127,6 +124,7 @@ def measure(folder: Path, device: str, columns: int, stage: int, experts: int, t
 
 @click.command(help=__doc__)
 @click.option("--columns", default=(2880,), multiple=True, show_default=True, help="H; may be given again.")
+@click.option("--topk", default=4, show_default=True, help="k.")
 @click.option("--experts", default=32, show_default=True, help="E.")
 @click.option("--block", default=32, show_default=True, help="Rows of a sort block.")
 @click.option("--threads", default=None, type=int, help="Threads of all programs on the CPU [default: all].")
@@ -135,6 +133,7 @@ def measure(folder: Path, device: str, columns: int, stage: int, experts: int, t
 @click.option("--compile", "only_compile", is_flag=True, help="Compile into --artifacts and stop.")
 def main(
     columns: tuple[int, ...],
+    topk: int,
     experts: int,
     block: int,
     threads: int | None,
@@ -147,11 +146,11 @@ def main(
         folder = artifacts or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         for width in columns:
-            for stage in (1, 2):
+            for stage, k in ((1, topk), (2, 1)):
                 if only_compile or artifacts is None:
-                    compile_programs(folder, target, width, stage, experts, block)
+                    compile_programs(folder, target, width, stage, k, experts, block)
                 if not only_compile:
-                    measure(folder, device, width, stage, experts, threads)
+                    measure(folder, device, width, stage, k, experts, threads)
 
 
 if __name__ == "__main__":

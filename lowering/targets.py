@@ -121,12 +121,11 @@ TARGETS: dict[str, Target] = {
     "cpu": Target("cpu", {"n16k32": [Plan(block=32)]}, fused_rows=(4, 16384)),
     "gfx950": _gpu("gfx950", tiles.GFX950, untimed=MFMA_STREAM),
     "gfx942": _gpu("gfx942", tiles.GFX942, untimed=MFMA_STREAM),
-    # The same on an H200, E = 128, blocks of 8 rows, H = 2880 and 7168 (docs/h200.md): the split pair has one launch
-    # more, about 1.3 us. Fused is ahead up to 8192 rows and more, but by 1 to 3 us of 500 and more that a layer takes
-    # beyond these thresholds, where other sort blocks would have quantisers of their own to compile.
+    # The same on an H200, blocks of 8 rows (docs/h200.md): in stage 1 fused takes 0.35 to 0.8 of the split pair up to
+    # 512 rows, and with H = 7168 and k = 8 more than all of it from 1024 on; in stage 2 0.4 to 0.9 up to 2048.
     # With routing in the token sort's launch benchmarks/moe_layer.py gave 32.3 us at M = 1, before 33.3; where the pair
     # overtakes it was not timed.
-    "sm_90": _gpu("sm_90", tiles.SM_90, (256, 2048), stream={"stream": STREAM}, route_sort_tokens=8, router_tokens=16),
+    "sm_90": _gpu("sm_90", tiles.SM_90, (512, 2048), stream={"stream": STREAM}, route_sort_tokens=8, router_tokens=16),
     "sm_80": _gpu("sm_80", tiles.SM_90),
     "sm_100": _gpu("sm_100", tiles.SM_90),
 }

@@ -16,12 +16,12 @@ import triton.language as tl
 from .dependents import follow
 from .numbers import GROUP, quantise
 from .quant import load_groups, store_codes
-from .scales import BLOCK_ROWS, sort_constants, sorted_offset
+from .scales import BLOCK_COLUMNS, BLOCK_ROWS, sort_constants, sorted_offset
 from .sort_tokens import LAST
 from .template import POINTERS, Params, Template
 
-_ZERO_ROWS = tl.constexpr(8)
-"""Padding rows of a sort block filled at a time."""
+_ROWS = tl.constexpr(8)
+"""Sorted rows written at a time: a row with a scale, and padding behind it."""
 
 
 @triton.jit
@@ -44,24 +44,29 @@ def _load_slots(slot_rows, rows, there, first, COUNT: tl.constexpr, PLACES: tl.c
 
 
 @triton.jit
-def _store_rows(sorted_scales, tile, rows, live, group, WIDTH: tl.constexpr, LAYOUT: tl.constexpr):
-    """Store `tile` u8 [R, G] at the live of sorted `rows` and at groups `group`.. of WIDTH."""
-    columns = group + tl.arange(0, tile.shape[1])
-    places = sorted_offset(rows.to(tl.int64)[:, None], columns[None, :], WIDTH, LAYOUT)
-    tl.store(sorted_scales + places, tile, mask=live[:, None] & (columns < WIDTH)[None, :])
+def _store_rows(
+    sorted_scales, scales, rows, counts, group, GROUPS: tl.constexpr, WIDTH: tl.constexpr, LAYOUT: tl.constexpr
+):
+    """`scales` u8 [R, GROUPS] at sorted `rows` u32 [R, S] and groups `group`.. of WIDTH, zeros behind them.
 
-
-@triton.jit
-def _fill_rows(sorted_scales, rows, live, group, GROUPS: tl.constexpr, WIDTH: tl.constexpr, LAYOUT: tl.constexpr):
-    """Zeros at the live of sorted `rows` and at groups `group`.. of WIDTH.
-
-    Lanes go along the rows first, which in the tiled layout lie together: a quarter of the sectors that they would
-    touch along the groups.
+    `counts` i32 [R, S] says how many rows that is in all; 0 where there is nothing to write. In the tiled layout lanes
+    go along pairs of groups that are four apart, then along the rows: half a sector for eight rows in one store.
     """
-    columns = group + tl.arange(0, GROUPS)
-    places = sorted_offset(rows.to(tl.int64)[None, :], columns[:, None], WIDTH, LAYOUT)
-    zeros = tl.zeros([GROUPS, rows.shape[0]], tl.uint8)
-    tl.store(sorted_scales + places, zeros, mask=live[None, :] & (columns < WIDTH)[:, None])
+    if LAYOUT == "tiled_32x8" and GROUPS >= BLOCK_COLUMNS:
+        pair = tl.arange(0, GROUPS // 2)
+        columns = (group + pair // 4 * BLOCK_COLUMNS + pair % 4)[:, None] + tl.arange(0, 2)[None, :] * 4
+        tiles = tl.reshape(scales, [scales.shape[0], GROUPS // 8, 2, 4])
+        scales = tl.reshape(tl.permute(tiles, [1, 3, 0, 2]), [GROUPS // 2, scales.shape[0], 2])
+    else:
+        columns = (group + tl.arange(0, GROUPS))[None, :]
+        scales = scales[None, :, :]
+    scales = scales[:, :, None, None, :]
+    columns = columns[:, None, None, None, :]
+    for step in range(0, tl.max(tl.max(counts, 1), 0), _ROWS):
+        number = step + tl.arange(0, _ROWS)[None, None, None, :, None]
+        places = sorted_offset(rows[None, :, :, None, None] + number, columns, WIDTH, LAYOUT)
+        mask = (number < counts[None, :, :, None, None]) & (columns < WIDTH)
+        tl.store(sorted_scales + places, tl.where(number == 0, scales, 0), mask=mask)
 
 
 @triton.jit
@@ -116,19 +121,10 @@ def quant_sort_kernel(
             place = tl.arange(0, others.shape[1])[None, :]
             writes = live & (tl.min(tl.where(others >= 0, place, places), 1) // SLOTS == share)
         store_codes(codes, packed, rows.to(tl.int64), writes, group, COLUMNS, GROUPS)
-        sorted_rows = tl.reshape(said, [ROWS * SLOTS])
-        to = sorted_rows % LAST
-        scales = tl.broadcast_to(byte[:, None, :], [ROWS, SLOTS, GROUPS])
-        _store_rows(
-            sorted_scales, tl.reshape(scales, [ROWS * SLOTS, GROUPS]), to, sorted_rows >= 0, group, WIDTH, LAYOUT
-        )
-        count = tl.where(sorted_rows >= 0, _padding_end(used, to, sorted_rows >= LAST, BLOCK) - to - 1, 0)
-        for step in range(0, tl.max(count, 0), _ZERO_ROWS):
-            number = step + tl.arange(0, _ZERO_ROWS)[None, :]
-            padding, inside = (to + 1)[:, None] + number, number < count[:, None]
-            size: tl.constexpr = ROWS * SLOTS * _ZERO_ROWS
-            padding, inside = tl.reshape(padding, [size]), tl.reshape(inside, [size])
-            _fill_rows(sorted_scales, padding, inside, group, GROUPS, WIDTH, LAYOUT)
+        to = said.to(tl.uint32, bitcast=True) % LAST
+        end = _padding_end(used.to(tl.uint32), to, said >= LAST, BLOCK)
+        counts = tl.where(said >= 0, (end - to).to(tl.int32), 0)
+        _store_rows(sorted_scales, byte, to, counts, group, GROUPS, WIDTH, LAYOUT)
 
 
 def _arguments(params: Params) -> list[tuple[str, str]]:

@@ -78,7 +78,7 @@ CDNA = (
 HOPPER = (
     _tile("quant", rows=1, groups=32, num_warps=4),
     # 8 values a thread stay in its registers.
-    _tile("quant_sort", rows=1, slots=4, groups=32, num_warps=4),
+    _tile("quant_sort", rows=1, slots=8, groups=32, num_warps=4),
     _tile("sort_tokens", rows=64, num_warps=8),
     _tile("combine", rows=1, block_n=512, num_warps=4),
     *COMMON,

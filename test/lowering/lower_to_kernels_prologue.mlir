@@ -93,12 +93,12 @@ func.func @stays_apart_from_other_weights(%l: tensor<?x8xbf16>, %v: tensor<?x2xf
 // CHECK:           kernel = @quant_sort_0
 // CHECK:         choice = "fusion", max_m = 8
 // CHECK:         return
-func.func @joins_where_only_few_tokens_fuse(%x: tensor<?x96xbf16>, %l: tensor<?x32xbf16>) -> (tensor<?x96xf4E2M1FN>, tensor<?x8xf8E8M0FNU>) {
-  %w, %ids = "moe.route"(%l) {topk = 32 : i64, score = "softmax_after_topk", renormalise = false, scale = 1.0 : f32, groups = 1 : i64,
-      top_groups = 1 : i64, operandSegmentSizes = array<i32: 1, 0, 0>} : (tensor<?x32xbf16>) -> (tensor<?x32xf32>, tensor<?x32xi32>)
-  %s, %sw, %e, %n = "moe.sort_tokens"(%ids, %w) {experts = 32 : i64, block = 8 : i64, operandSegmentSizes = array<i32: 1, 1, 0, 0>}
-    : (tensor<?x32xi32>, tensor<?x32xf32>) -> (tensor<?xi32>, tensor<?xf32>, tensor<?xi32>, tensor<2xi32>)
-  %q, %ss = "moe.quant_sort"(%x, %s, %n) {kind = "per_1x32", scale_mode = "even", stage = 1 : i64, topk = 32 : i64, layout = "tiled_32x8"}
+func.func @joins_where_only_few_tokens_fuse(%x: tensor<?x96xbf16>, %l: tensor<?x64xbf16>) -> (tensor<?x96xf4E2M1FN>, tensor<?x8xf8E8M0FNU>) {
+  %w, %ids = "moe.route"(%l) {topk = 64 : i64, score = "softmax_after_topk", renormalise = false, scale = 1.0 : f32, groups = 1 : i64,
+      top_groups = 1 : i64, operandSegmentSizes = array<i32: 1, 0, 0>} : (tensor<?x64xbf16>) -> (tensor<?x64xf32>, tensor<?x64xi32>)
+  %s, %sw, %e, %n = "moe.sort_tokens"(%ids, %w) {experts = 64 : i64, block = 8 : i64, operandSegmentSizes = array<i32: 1, 1, 0, 0>}
+    : (tensor<?x64xi32>, tensor<?x64xf32>) -> (tensor<?xi32>, tensor<?xf32>, tensor<?xi32>, tensor<2xi32>)
+  %q, %ss = "moe.quant_sort"(%x, %s, %n) {kind = "per_1x32", scale_mode = "even", stage = 1 : i64, topk = 64 : i64, layout = "tiled_32x8"}
     : (tensor<?x96xbf16>, tensor<?xi32>, tensor<2xi32>) -> (tensor<?x96xf4E2M1FN>, tensor<?x8xf8E8M0FNU>)
   return %q, %ss : tensor<?x96xf4E2M1FN>, tensor<?x8xf8E8M0FNU>
 }
