@@ -26,6 +26,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, TextIO
 
+from moeloom.lowering.cache import hit, trim
+
 ERROR = re.compile(r"\berror *:", re.IGNORECASE)
 
 
@@ -61,11 +63,6 @@ def sources(folder: Path, package: str) -> str:
     return digest.hexdigest()
 
 
-def default_folder() -> Path:
-    """Where what workers make is kept between compilations."""
-    return Path.home() / ".cache" / "moeloom" / "objects"
-
-
 def make(
     module: str,
     jobs: Sequence[Job],
@@ -80,7 +77,7 @@ def make(
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / job.key for job in jobs]
     wanted = dict(zip(paths, jobs, strict=True))
-    missing = [(path, job) for path, job in wanted.items() if not path.exists()]
+    missing = [(path, job) for path, job in wanted.items() if not hit(path)]
     # Long ones first, so that no worker is left alone with one at the end.
     left = deque(sorted(missing, key=lambda item: not item[1].costly))
     lock, done = Lock(), len(wanted) - len(missing)
@@ -97,6 +94,7 @@ def make(
         with ThreadPoolExecutor(workers) as pool:
             for future in [pool.submit(_drive, module, left, folder, finished, environment) for _ in range(workers)]:
                 future.result()
+        trim(folder)
     return paths
 
 

@@ -16,9 +16,9 @@ from torch_mlir import ir
 from moeloom import dialects
 from moeloom.lowering import emit
 from moeloom.lowering.build import write_code
+from moeloom.lowering.cache import default_folder, opened
 from moeloom.lowering.pipeline import Options, layout_of, phases
 from moeloom.lowering.targets import target
-from moeloom.lowering.workers import default_folder
 from moeloom.passes import pipeline
 from moeloom.passes.report import Record, Report
 from moeloom.runtime.artifact import ArtifactWriter
@@ -71,7 +71,7 @@ def compile(
     require_fusion: int = 0,
     dump_phases: str | Path | None = None,
     overwrite: bool = False,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     progress: Progress | None = None,
 ) -> CompileReport:
     """Compile `model` to the artifact directory `output`.
@@ -88,7 +88,8 @@ def compile(
     "row_major" that of the checkpoint, which holds any scale, "stream" that of its decode kernels, where it has any.
     tuning: tables that `moeloom tune` wrote, one a target at most; their rows stand before the target's own.
     require_fusion: refuse unless that many sites were fused. dump_phases: a folder for the IR after each phase.
-    cache: where imports and code are kept between compilations (default: `.cache/moeloom` in the home directory).
+    cache: where imports and code are kept between compilations, 2 GiB at most (default: $MOELOOM_CACHE, else
+    `moeloom/objects` in $XDG_CACHE_HOME or ~/.cache).
 
     Raises an error of one line, and writes nothing, where the model, an option or the machine does not fit.
     """
@@ -109,7 +110,7 @@ def compile(
     rows = [target(name) for name in names]
     tables = by_target(tuning, names)
     rows = [tables[row.name].applied() if row.name in tables else row for row in rows]
-    folder = cache or default_folder()
+    folder = opened(Path(cache or default_folder()))
     job = _Job(progress or (lambda phase, done, total: None))
     with ArtifactWriter(Path(output), overwrite=overwrite) as artifact:
         with job.phase("import"):

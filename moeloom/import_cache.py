@@ -12,6 +12,7 @@ from typing import Any
 from torch_mlir import ir
 
 from moeloom import dialects
+from moeloom.lowering.cache import hit
 from moeloom.lowering.workers import content_key, sources
 from moeloom.passes.diagnostics import collected
 
@@ -22,7 +23,7 @@ def kept(make: Callable[[], ir.Module], config: Mapping[str, Any], activations: 
     It depends on the config, on our sources and transformers', and on the versions of what imports it.
     """
     path = folder / f"{_key(config, activations)}.mlir"
-    if path.exists():
+    if hit(path):
         context = dialects.context()
         with suppress(ir.MLIRError), collected(context):  # cut short by a machine that stopped
             return ir.Module.parseFile(str(path), context)

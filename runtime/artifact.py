@@ -47,9 +47,12 @@ class ArtifactWriter:
     def __enter__(self) -> "ArtifactWriter":
         if self.path.exists():
             self._check_replaceable()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._remove_stale()
-        self.directory, self._lock = self._make_directory()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._remove_stale()
+            self.directory, self._lock = self._make_directory()
+        except OSError as error:
+            raise ArtifactError(f"{self.path} cannot be written: {error.strerror}; name another output") from None
         (self.directory / "kernels").mkdir()
         (self.directory / "weights").mkdir()
         return self

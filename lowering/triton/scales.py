@@ -21,11 +21,9 @@ def sorted_offset(rows, columns, WIDTH: tl.constexpr, LAYOUT: tl.constexpr):
     if LAYOUT == "row_major":
         return rows.to(tl.int64) * WIDTH + columns
     else:
-        # Each axis by itself: what many elements share is computed once.
         block = (rows // BLOCK_ROWS).to(tl.int64) * (BLOCK_ROWS * WIDTH)
-        half = columns % BLOCK_COLUMNS // 4
-        place = columns // BLOCK_COLUMNS * (BLOCK_ROWS * BLOCK_COLUMNS) + columns % 4 * 64 + half * 2
-        return block + place + (rows % 16 * 4 + rows % BLOCK_ROWS // 16)
+        block += columns // BLOCK_COLUMNS * (BLOCK_ROWS * BLOCK_COLUMNS)
+        return block + columns % 4 * 64 + rows % 16 * 4 + columns % BLOCK_COLUMNS // 4 * 2 + rows % BLOCK_ROWS // 16
 
 
 @triton.jit

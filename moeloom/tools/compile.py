@@ -89,6 +89,13 @@ Examples:
     "--require-fusion", type=click.IntRange(0), default=0, metavar="N", help="Fail if fewer sites were fused."
 )
 @click.option("--dump-phases", type=click.Path(path_type=Path), metavar="DIR", help="Write the IR after each phase.")
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where imports and code are kept between compilations, 2 GiB at most  [default: $MOELOOM_CACHE, else "
+    "moeloom/objects in $XDG_CACHE_HOME or ~/.cache]",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the artifact if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def command(model: str, artifact: Path, targets: Sequence[str], stages: str, as_json: bool, **options: Any) -> None:

@@ -15,6 +15,7 @@ COMPILER_PACKAGES = ("torch_mlir", "triton", "transformers")
 USER_ERRORS = {
     "moeloom.compiler": ("CompileRefused",),
     "moeloom.checkpoint": ("ModelError",),
+    "moeloom.lowering.cache": ("CacheError",),
     "moeloom.lowering.settings": ("SettingError",),
     "moeloom.lowering.targets": ("UnknownTargetError",),
     "moeloom.lowering.workers": ("CompileError",),
@@ -44,6 +45,6 @@ def needs_compiler() -> Iterator[None]:
 
 
 def user_errors() -> tuple[type[Exception], ...]:
-    """The user errors of the modules imported so far: no other can have been raised."""
+    """The user errors of the modules imported so far, as no other can have been raised, and the system's."""
     loaded = {module: names for module, names in USER_ERRORS.items() if module in sys.modules}
-    return tuple(getattr(sys.modules[module], name) for module, names in loaded.items() for name in names)
+    return OSError, *(getattr(sys.modules[module], name) for module, names in loaded.items() for name in names)

@@ -1,6 +1,7 @@
 """The `moeloom` command. Nothing heavy is imported before a command needs it."""
 
 import gc
+import os
 import sys
 import traceback
 
@@ -53,8 +54,15 @@ def main(arguments: list[str] | None = None) -> None:
     except user_errors() as error:
         if "--traceback" in given:
             traceback.print_exc()
-        code = _fail(str(error), EXIT_ERROR)
+        code = _fail(_told(error), EXIT_ERROR)
     sys.exit(code)
+
+
+def _told(error: Exception) -> str:
+    """An error's line; of one of the system's, the file and what is wrong with it."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{os.fspath(error.filename)}: {error.strerror}"
+    return str(error)
 
 
 def _fail(message: str, code: int) -> int:

@@ -238,6 +238,31 @@ def test_existing_output(refused, tiny_checkpoint, tiny_artifact):
 
 
 @pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("-o", "{}/file/x cannot be written: File exists; name another output"),
+        (
+            "--cache",
+            "the cache {}/file/x cannot be written: Not a directory; choose another folder by --cache or MOELOOM_CACHE",
+        ),
+        ("--dump-phases", "{}/file/x: Not a directory"),
+    ],
+)
+def test_nowhere_to_write(refused, tiny_checkpoint, tmp_path, option, said):
+    (tmp_path / "file").touch()
+    line = refused("compile", tiny_checkpoint, "-o", tmp_path / "a.moel", option, tmp_path / "file" / "x")
+    assert line.endswith(said.format(tmp_path) + "\n")
+
+
+def test_cache_folder(cli, tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("MOELOOM_CACHE", str(tmp_path / "by-environment"))
+    for output, options in (("a.moel", ()), ("b.moel", ("--cache", tmp_path / "by-option"))):
+        assert cli("compile", tiny_checkpoint, "-o", tmp_path / output, "--weights", "none", *options)[0] == 0
+    made = [sorted(path.name for path in (tmp_path / f"by-{how}").iterdir()) for how in ("environment", "option")]
+    assert made[0] == made[1] != []
+
+
+@pytest.mark.parametrize(
     "arguments",
     [("frob",), ("compile",), ("bench", "a.moel", "--tokens", "0"), ("check", "a.moel", "--tokens", "x"), ("run",)],
 )
