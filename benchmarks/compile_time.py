@@ -23,7 +23,7 @@ def seconds(home: Path, options: list[str]) -> tuple[float, float]:
     """Wall seconds of the command, and seconds of CPU that it and its workers took."""
     command = [sys.executable, "-m", "moeloom.tools.main", "compile", str(home / "config.json"), *options]
     start, before = time.perf_counter(), os.times()
-    subprocess.run(command, env=os.environ | {"HOME": str(home)}, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, env=os.environ | {"MOELOOM_CACHE": str(home)}, check=True, stdout=subprocess.DEVNULL)
     after = os.times()
     spent = after.children_user + after.children_system - before.children_user - before.children_system
     return time.perf_counter() - start, spent
