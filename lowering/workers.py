@@ -128,8 +128,9 @@ def _drive(
                     finished()
             except BaseException:
                 left.clear()
-                worker.kill()
                 raise
+            finally:
+                worker.kill()  # it has nothing left to say, and a compiler takes its time to end
 
 
 def _next(left: deque[tuple[Path, Job]]) -> tuple[Path, Job] | None:

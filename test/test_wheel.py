@@ -44,7 +44,7 @@ def test_wheel_is_typed_and_has_both_commands(wheel):
     assert "moeloom/py.typed" in archive.namelist()
     (entry_points,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
     text = archive.read(entry_points).decode()
-    assert "moeloom = moeloom.tools.main:main" in text
+    assert "moeloom = moeloom.tools.main:console" in text
     assert "moeloom-opt = moeloom.tools.opt:main" in text
 
 

@@ -328,6 +328,23 @@ def wait_for(condition, seconds: float = 60.0) -> None:
         time.sleep(0.01)
 
 
+def test_ends_without_taking_python_down():
+    """The command's own process: what is registered for the end is done, output and exit code arrive, modules stay."""
+    program = (
+        "import atexit, sys\n"
+        "from moeloom.tools import main\n"
+        "class Module:\n"
+        "    def __del__(self): print('taken down')\n"
+        "kept = Module()\n"
+        "atexit.register(print, 'at the end')\n"
+        "main.console()\n"
+    )
+    for arguments, code, said in ((["--version"], 0, "moeloom"), (["inspect", "none.moel"], 1, "moeloom: error:")):
+        done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
+        assert (done.returncode, "taken down" in done.stdout) == (code, False)
+        assert done.stdout.endswith("at the end\n") and said in done.stdout + done.stderr
+
+
 def test_missing_compiler_extra_is_one_line(tiny_checkpoint, tmp_path):
     """Where torch-mlir is absent, `compile` says what to install."""
     code = (
