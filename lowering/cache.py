@@ -38,13 +38,9 @@ def opened(folder: Path) -> Path:
 
 def hit(path: Path) -> bool:
     """Whether `path` is there; if so it counts as used now."""
-    try:
+    with suppress(OSError):  # it is not there, or somebody else's
         os.utime(path)
-    except FileNotFoundError:
-        return False
-    except PermissionError:  # somebody else's
-        return path.exists()
-    return True
+    return path.exists()
 
 
 def trim(folder: Path, most: int = MOST_BYTES) -> None:

@@ -41,23 +41,7 @@ for command in (compile.command, run.command, check.command, bench.command, insp
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit; errors go to stderr as one line, `moeloom: error: ...`."""
-    # Searching what torch and transformers import for cycles, every 700 objects, takes a fifth of their time.
-    gc.set_threshold(100_000)
-    given = sys.argv[1:] if arguments is None else arguments
-    try:
-        code = cli.main(given, prog_name="moeloom", standalone_mode=False)
-    except click.UsageError as error:
-        where = error.ctx.command_path if error.ctx else "moeloom"
-        code = _fail(f"{error.format_message()} (see '{where} --help')", EXIT_USAGE)
-    except click.ClickException as error:
-        code = _fail(error.format_message(), EXIT_ERROR)
-    except (click.Abort, KeyboardInterrupt):
-        code = _fail("interrupted", EXIT_INTERRUPTED)
-    except user_errors() as error:
-        if "--traceback" in given:
-            traceback.print_exc()
-        code = _fail(_told(error), EXIT_ERROR)
-    sys.exit(code)
+    sys.exit(exit_code(arguments))
 
 
 def console() -> None:
@@ -65,13 +49,31 @@ def console() -> None:
 
     What modules have asked to be done at the end is done.
     """
+    code = exit_code(None)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
+
+
+def exit_code(arguments: list[str] | None) -> int:
+    """Run the command line, and tell errors."""
+    # Searching what torch and transformers import for cycles, every 700 objects, takes a fifth of their time.
+    gc.set_threshold(100_000)
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        main()
-    except SystemExit as end:
-        atexit._run_exitfuncs()
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(end.code if isinstance(end.code, int) else EXIT_DONE)
+        return cli.main(given, prog_name="moeloom", standalone_mode=False) or EXIT_DONE
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "moeloom"
+        return _fail(f"{error.format_message()} (see '{where} --help')", EXIT_USAGE)
+    except click.ClickException as error:
+        return _fail(error.format_message(), EXIT_ERROR)
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("interrupted", EXIT_INTERRUPTED)
+    except user_errors() as error:
+        if "--traceback" in given:
+            traceback.print_exc()
+        return _fail(_told(error), EXIT_ERROR)
 
 
 def _told(error: Exception) -> str:
