@@ -27,6 +27,18 @@ LAST = tl.constexpr(LAST_ROW)
 
 
 @triton.jit
+def slot_of(values, token, slot, TOPK: tl.constexpr):
+    """Pointers to slots in `values` [M, k]: ids, weights or slot_rows.
+
+    With more than four slots a token, a step of `sort_tokens` has more slots than threads. Neighbours in one thread
+    would save it a load, and cost an exchange through shared memory before each store to the list, where they are none.
+    """
+    if TOPK > 4:
+        return values + tl.max_contiguous(token * TOPK + slot, 1)
+    return values + token * TOPK + slot
+
+
+@triton.jit
 def _chunk(
     ids, first, live, expert_map, EXPERTS: tl.constexpr, TOPK: tl.constexpr, MAP: tl.constexpr, ROWS: tl.constexpr
 ):
@@ -34,7 +46,7 @@ def _chunk(
     padded: tl.constexpr = triton.next_power_of_2(TOPK)
     i = tl.arange(0, ROWS * padded)
     token, slot = first + i // padded, i % padded
-    named = tl.load(ids + token * TOPK + slot, mask=(token < live) & (slot < TOPK), other=-1)
+    named = tl.load(slot_of(ids, token, slot, TOPK), mask=(token < live) & (slot < TOPK), other=-1)
     return token, slot, expert_of(named, expert_map, EXPERTS, MAP)
 
 
@@ -85,7 +97,8 @@ def write_slots(sorted_ids, sorted_weights, slot_rows, shares, token, slot, here
     tl.store(sorted_ids + entry, (slot << 24) | token, mask=here)
     tl.store(sorted_weights + entry, shares, mask=here)
     if slot_rows is not None:
-        tl.store(slot_rows + token * TOPK + slot, tl.where(entry == end - 1, entry + LAST, entry), mask=here)
+        row = tl.where(entry == end - 1, entry + LAST, entry)
+        tl.store(slot_of(slot_rows, token, slot, TOPK), row, mask=here)
     return start + tl.sum(count)
 
 
@@ -93,7 +106,7 @@ def write_slots(sorted_ids, sorted_weights, slot_rows, shares, token, slot, here
 def write_rowless(slot_rows, token, slot, owner, live, TOPK: tl.constexpr):
     """Mark the slots of a chunk that have no expert."""
     rowless = (owner < 0) & (token < live) & (slot < TOPK)
-    tl.store(slot_rows + token * TOPK + slot, tl.full(slot.shape, -1, tl.int32), mask=rowless)
+    tl.store(slot_of(slot_rows, token, slot, TOPK), tl.full(slot.shape, -1, tl.int32), mask=rowless)
 
 
 @triton.jit
@@ -138,7 +151,7 @@ def sort_tokens_kernel(
     for first in range(0, live, ROWS):
         token, slot, owner = _chunk(ids, first, live, expert_map, EXPERTS, TOPK, MAP, ROWS)
         here = owner == expert
-        shares = tl.load(weights + token * TOPK + slot, mask=here)
+        shares = tl.load(slot_of(weights, token, slot, TOPK), mask=here)
         start = write_slots(sorted_ids, sorted_weights, slot_rows, shares, token, slot, here, start, end, TOPK)
 
 
@@ -222,7 +235,7 @@ def sort_scatter_kernel(
         write_blocks(sorted_ids, sorted_weights, expert_ids, start, mine, local, live, TOPK, BLOCK)
     start += tl.load(starts + expert * chunks + chunk)
     here = owner == expert
-    shares = tl.load(weights + token * TOPK + slot, mask=here)
+    shares = tl.load(slot_of(weights, token, slot, TOPK), mask=here)
     write_slots(sorted_ids, sorted_weights, slot_rows, shares, token, slot, here, start, end, TOPK)
 
 

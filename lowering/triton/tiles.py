@@ -60,7 +60,6 @@ def _prefill(when: Mapping = {}, **params: int) -> list[Tile]:
 
 
 A16_64 = {"quantised": False, "block": 64}
-# Threads of a token sort: rows * the next power of two of k, so that ids need no other layout.
 COMMON = (
     _tile("route", rows=1, num_warps=1),
     _tile("sort_count", rows=128, num_warps=4),
@@ -71,6 +70,7 @@ COMMON = (
 CDNA = (
     _tile("quant", rows=1, groups=32, num_warps=2),
     _tile("quant_sort", rows=1, slots=1, groups=32, num_warps=2),
+    # A thread a slot where k is 4 (slot_of).
     _tile("sort_tokens", rows=64, num_warps=4),
     _tile("combine", rows=1, block_n=512, num_warps=2),
     *COMMON,
@@ -79,6 +79,7 @@ HOPPER = (
     _tile("quant", rows=1, groups=32, num_warps=4),
     # 8 values a thread stay in its registers.
     _tile("quant_sort", rows=1, slots=8, groups=32, num_warps=4),
+    # A thread a slot where k is 4 (slot_of).
     _tile("sort_tokens", rows=64, num_warps=8),
     _tile("combine", rows=1, block_n=512, num_warps=4),
     *COMMON,
