@@ -101,15 +101,13 @@ def quant_sort_kernel(
     if EARLY:
         values = load_groups(x, x_stride, rows.to(tl.int64), there, group, COLUMNS, GROUPS, EARLY)
     follow(TARGET)
-    tokens, used = tl.load(num_valid + 1), tl.load(num_valid)
     # All that the sort says is asked for at once: what is needed behind the branch alone would be asked for there.
-    tokens = tl.where(used > 0, tokens, 0)
+    used = tl.load(num_valid)
     said = _load_slots(slot_rows, rows, there, share * SLOTS, SLOTS, places)
     if shares > 1:
         others = _load_slots(slot_rows, rows, there, 0, triton.next_power_of_2(places), places)
     if EARLY:
         packed, byte = quantise(values, SCALE_MODE, TARGET)
-    said = tl.where((rows // (TOPK // places) < tokens)[:, None], said, -1)
     live = tl.max(said, 1) >= 0
     if tl.max(live.to(tl.int32), 0) > 0:
         if not EARLY:

@@ -96,7 +96,7 @@ def route_sort_kernel(
     )  # fmt: skip
     rows = tl.histogram(owner, bins, mask=owner >= 0)
     if slot_rows is not None and expert == 0:
-        write_rowless(slot_rows, token, slot, owner, listed, TOPK)
+        write_rowless(slot_rows, token, slot, owner, M, TOPK)
     for first in range(ROWS, M, ROWS):
         more_token, more_slot, more, _ = _slots_of(
             logits, stride, correction_bias, weights, ids, first, live, M,
@@ -104,7 +104,7 @@ def route_sort_kernel(
         )  # fmt: skip
         rows += tl.histogram(more, bins, mask=more >= 0)
         if slot_rows is not None and expert == 0:
-            write_rowless(slot_rows, more_token, more_slot, more, listed, TOPK)
+            write_rowless(slot_rows, more_token, more_slot, more, M, TOPK)
     if expert == 0:
         write_num_valid(num_valid, rows, listed, EXPERTS, BLOCK)
     mine = tl.sum(tl.where(tl.arange(0, bins) == expert, rows, 0))

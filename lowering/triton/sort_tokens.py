@@ -103,9 +103,9 @@ def write_slots(sorted_ids, sorted_weights, slot_rows, shares, token, slot, here
 
 
 @triton.jit
-def write_rowless(slot_rows, token, slot, owner, live, TOPK: tl.constexpr):
-    """Mark the slots of a chunk that have no expert."""
-    rowless = (owner < 0) & (token < live) & (slot < TOPK)
+def write_rowless(slot_rows, token, slot, owner, M, TOPK: tl.constexpr):
+    """Mark the slots of a chunk that have no expert; those of tokens that are not live have none."""
+    rowless = (owner < 0) & (token < M) & (slot < TOPK)
     tl.store(slot_of(slot_rows, token, slot, TOPK), tl.full(slot.shape, -1, tl.int32), mask=rowless)
 
 
@@ -134,11 +134,14 @@ def sort_tokens_kernel(
     live = live_tokens(num_tokens, M)
     bins: tl.constexpr = triton.next_power_of_2(EXPERTS)
     rows = tl.zeros([bins], tl.int32)
-    for first in range(0, live, ROWS):
+    counted = live
+    if slot_rows is not None:
+        counted = tl.where(expert == 0, M, live)
+    for first in range(0, counted, ROWS):
         token, slot, owner = _chunk(ids, first, live, expert_map, EXPERTS, TOPK, MAP, ROWS)
         rows += tl.histogram(owner, bins, mask=owner >= 0)
         if slot_rows is not None and expert == 0:
-            write_rowless(slot_rows, token, slot, owner, live, TOPK)
+            write_rowless(slot_rows, token, slot, owner, M, TOPK)
     if expert == 0:
         write_num_valid(num_valid, rows, live, EXPERTS, BLOCK)
     mine = tl.sum(tl.where(tl.arange(0, bins) == expert, rows, 0))
@@ -224,7 +227,7 @@ def sort_scatter_kernel(
         write_num_valid(num_valid, rows, live, EXPERTS, BLOCK)
     token, slot, owner = _chunk(ids, chunk * ROWS, live, expert_map, EXPERTS, TOPK, MAP, ROWS)
     if slot_rows is not None and expert == 0:
-        write_rowless(slot_rows, token, slot, owner, live, TOPK)
+        write_rowless(slot_rows, token, slot, owner, M, TOPK)
     mine = tl.load(totals + expert)
     if mine == 0:
         return

@@ -1,6 +1,6 @@
 """Kernels for sm_90 that must give bytes, whole: their PTX runs on the machine of ptx/, against runtime/reference.py.
 
-What the contract leaves undefined is 0xFF before the run and stays so.
+What the contract leaves undefined is 0xFF before the run and stays so, and of operands nobody reads it.
 """
 
 import re
@@ -55,15 +55,28 @@ def assembly(tmp_path_factory) -> Mapping[str, str]:
     return {name: Path(folder, ASSEMBLY).read_text() for name, folder in compiled.items()}
 
 
-def run(text: str, name: str, operands: Mapping[str, Tensor | int], results: list[Tensor], m: int, tiles: int) -> None:
-    """Fill `results` in place by a grid of `tiles`, last first."""
+def run(
+    text: str,
+    name: str,
+    operands: Mapping[str, Tensor | int],
+    results: list[Tensor],
+    m: int,
+    tiles: int,
+    defined: Mapping[str, Tensor] = {},
+) -> None:
+    """Fill `results` in place by a grid of `tiles`, last first. `defined`: which rows of an operand were written, all
+    where it is silent."""
     memory = Memory()
     template, params = KERNELS[name]
     names = [argument for argument, _ in TEMPLATES[template].arguments(params | TILES[template])]
     given = [operands[argument] for argument in names[: len(names) - len(results)]]
     early = ("ids", "num_tokens", "expert_map", "x") if params.get("early") else ()
     places = [
-        value if isinstance(value, int) else memory.place(value.view(torch.uint8).numpy(), old=argument in early)
+        value
+        if isinstance(value, int)
+        else memory.place(
+            value.view(torch.uint8).numpy(), old=argument in early, written=bytes_of(value, defined.get(argument))
+        )
         for argument, value in zip(names, given, strict=False)
     ]
     out = [memory.place(result.view(torch.uint8).numpy(), writable=True) for result in results]
@@ -72,6 +85,13 @@ def run(text: str, name: str, operands: Mapping[str, Tensor | int], results: lis
     for result, place in zip(results, out, strict=True):
         raw = result.view(torch.uint8)
         raw.copy_(torch.from_numpy(memory.read_back(place, raw.numpy())))
+
+
+def bytes_of(value: Tensor, defined: Tensor | None) -> np.ndarray | bool:
+    """For each byte of `value` whether its row is `defined`."""
+    if defined is None:
+        return True
+    return defined.repeat_interleave(value.numel() * value.element_size() // defined.numel()).numpy()
 
 
 def poison(*shape: int, dtype: torch.dtype = torch.uint8) -> Tensor:
@@ -91,7 +111,7 @@ def test_token_sort(assembly, ids):
     shares = torch.rand(TOKENS, TOPK)
     want = reference.sort_tokens(ids, shares, EXPERTS, BLOCK, LIVE)
     found = [torch.full(t.shape, -1, dtype=torch.int32).view(t.dtype) for t in want]
-    slot_rows = poison(TOKENS, TOPK, dtype=torch.int32)
+    slot_rows = torch.full((TOKENS, TOPK), 7, dtype=torch.int32)  # the poison is what stands for no row
     operands = {"ids": ids, "weights": shares, "num_tokens": torch.tensor([LIVE], dtype=torch.int32)}
     run(assembly["sort_tokens"], "sort_tokens", operands, [*found, slot_rows], TOKENS, EXPERTS)
     used = int(want[3][0])
@@ -103,8 +123,7 @@ def test_token_sort(assembly, ids):
 
 
 def slots(lists: tuple[Tensor, ...], ids: Tensor) -> Tensor:
-    """The sorted row of each slot, 2^30 more for the last one of an expert, -1 where it has none; of tokens that are
-    not live -1 too, which is poison here."""
+    """The sorted row of each slot, 2^30 more for the last one of an expert, -1 where it has none."""
     rows = reference.source_rows(lists[0], lists[3], 2, TOPK).tolist()
     out = torch.full((ids.numel(),), -1, dtype=torch.int32)
     last = {int(lists[2][place // BLOCK]): row for place, row in enumerate(rows) if row >= 0}
@@ -132,7 +151,8 @@ def test_early_combine(assembly, ids, name, expert_map):
     out = poison(TOKENS, COLUMNS, dtype=torch.bfloat16)
     operands = {"rows": rows, "ids": ids, "num_tokens": torch.tensor([LIVE], dtype=torch.int32)}
     operands |= {} if expert_map is None else {"expert_map": expert_map}
-    run(assembly[name], name, operands, [out], TOKENS, TOKENS * -(-COLUMNS // TILES["combine"]["block_n"]))
+    tiles = TOKENS * -(-COLUMNS // TILES["combine"]["block_n"])
+    run(assembly[name], name, operands, [out], TOKENS, tiles, {"rows": here.flatten().repeat(2)})
     assert torch.equal(out, want)
 
 
@@ -170,12 +190,13 @@ def test_fused_and_split_quantisers(assembly, ids, stage, early):
     place = {"sorted_ids": sorted_ids, "num_valid": num_valid}
     split = poison(*want.shape)
     operands = {"scales": scales, "scales_stride": groups, **place}
-    run(assembly[f"sort_scales {stage}"], f"sort_scales {stage}", operands, [split], TOKENS, len(want) // 32)
+    named = {"scales": payload, "sorted_ids": torch.arange(len(sorted_ids)) < num_valid[0]}
+    run(assembly[f"sort_scales {stage}"], f"sort_scales {stage}", operands, [split], TOKENS, len(want) // 32, named)
     fused = [poison(rows, COLUMNS // 2), poison(*want.shape)]
     operands = {"x": x, "x_stride": COLUMNS, "slot_rows": slots(lists, ids), "num_valid": num_valid}
     tiles = rows * (TOPK if stage == 1 else 1) * -(-want.shape[1] // 32)
     kernel = f"quant_sort {stage}{early}"
-    run(assembly[kernel], kernel, operands, fused, TOKENS, tiles)
+    run(assembly[kernel], kernel, operands, fused, TOKENS, tiles, {} if early else {"x": payload})
     for sorted_scales in (split, fused[1]):
         assert torch.equal(sorted_scales, torch.where(defined, want, 0xFF))
     assert torch.equal(fused[0][payload], codes[payload])
@@ -200,7 +221,8 @@ def test_expand(assembly, ids, stage, layout):
     operands |= {"sorted_ids": sorted_ids, "num_valid": num_valid}
     found = poison(rows, COLUMNS, dtype=torch.bfloat16)
     tiles = len(sorted_scales) // 32 * -(-COLUMNS // 32 // TILES["expand"]["groups"])
-    run(assembly[f"expand {stage}"], f"expand {stage}", operands, [found], TOKENS, tiles)
+    defined = {"x": named, "sorted_ids": torch.arange(len(sorted_ids)) < num_valid[0]}
+    run(assembly[f"expand {stage}"], f"expand {stage}", operands, [found], TOKENS, tiles, defined)
     assert torch.equal(found[named].isnan(), want[named].isnan())
     assert torch.equal(found[named].nan_to_num(0).view(torch.int16), want[named].nan_to_num(0).view(torch.int16))
     assert bool((found[~named].view(torch.uint8) == 0xFF).all())

@@ -123,14 +123,12 @@ def kernels(interpret):
 
 
 def slot_rows(sorted_ids, num_valid, tokens, topk):
-    """As the token sort writes them, rows before padding marked as the last of an expert; those of tokens that are not
-    live are garbage."""
+    """As the token sort writes them, rows before padding marked as the last of an expert."""
     rows = reference.source_rows(sorted_ids, num_valid, 2, topk)
     places = torch.arange(len(rows), dtype=torch.int32)
     is_last = torch.cat([rows[1:] < 0, torch.tensor([True])]) if len(rows) else places > 0
     out = torch.full((tokens * topk,), -1, dtype=torch.int32)
     out[rows[rows >= 0]] = (places + is_last * 2**30)[rows >= 0].int()
-    out[int(num_valid[1]) * topk :] = 7
     return out
 
 

@@ -68,8 +68,7 @@ def check(sort, ids, experts, block, num_tokens=None, expert_map=None, rows=16):
 
 
 def slot_rows(want, block, tokens, topk):
-    """The sorted row of each slot, 2^30 more for the last one of an expert, -1 where it has none; tokens that are not
-    live stay poison."""
+    """The sorted row of each slot, 2^30 more for the last one of an expert, -1 where it has none."""
     out = torch.full((tokens * topk,), -1, dtype=torch.int32)
     rows = reference.source_rows(want[0], want[3], 2, topk).tolist()
     last = {}
@@ -78,7 +77,6 @@ def slot_rows(want, block, tokens, topk):
             out[row] = place
             last[int(want[2][place // block])] = row
     out[list(last.values())] += 1 << 30
-    out[int(want[3][1]) * topk :] = POISON
     return out.view(tokens, topk)
 
 

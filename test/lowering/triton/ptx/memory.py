@@ -28,9 +28,11 @@ class Memory:
         writable: bool = False,
         constant: bool = False,
         old: bool = False,
+        written: np.ndarray | bool = True,
     ) -> int:
         """Copy `content` to a new address, a multiple of 16 and of no more, as kernels assume. `constant`: no launch
-        writes it. `old`: the launch in front of the kernel's own does not."""
+        writes it. `old`: the launch in front of the kernel's own does not. `written`: its bytes that something wrote;
+        nobody may read the others, even to ignore them (compute-sanitizer's initcheck)."""
         data = np.ascontiguousarray(content).view(np.uint8).ravel()
         start = -(-(len(self._bytes) + GUARD_BYTES) // 256) * 256 + 16
         grow = start + len(data) - len(self._bytes)
@@ -39,7 +41,7 @@ class Memory:
         self._writable = np.concatenate([self._writable, np.zeros(grow, bool)])
         self._constant = np.concatenate([self._constant, np.zeros(grow, bool)])
         self._old = np.concatenate([self._old, np.zeros(grow, bool)])
-        self._bytes[start:], self._readable[start:], self._writable[start:] = data, True, writable
+        self._bytes[start:], self._readable[start:], self._writable[start:] = data, written, writable
         self._constant[start:], self._old[start:] = constant, old
         return BASE + start
 
