@@ -222,6 +222,7 @@ def test_expand(assembly, ids, stage, layout):
     found = poison(rows, COLUMNS, dtype=torch.bfloat16)
     tiles = len(sorted_scales) // 32 * -(-COLUMNS // 32 // TILES["expand"]["groups"])
     defined = {"x": named, "sorted_ids": torch.arange(len(sorted_ids)) < num_valid[0]}
+    defined["x_scales"] = reference.defined_scales(num_valid, sorted_scales.shape)
     run(assembly[f"expand {stage}"], f"expand {stage}", operands, [found], TOKENS, tiles, defined)
     assert torch.equal(found[named].isnan(), want[named].isnan())
     assert torch.equal(found[named].nan_to_num(0).view(torch.int16), want[named].nan_to_num(0).view(torch.int16))
