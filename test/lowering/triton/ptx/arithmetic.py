@@ -48,7 +48,9 @@ def listed(operand: str) -> list[str]:
 
 def bf16_pairs(register: np.ndarray) -> np.ndarray:
     """f32 [.., 2]: the two bf16 of u32 registers, low half first."""
-    return np.stack([register << 16, register & 0xFFFF0000], -1).astype(np.uint32).view(np.float32)
+    pairs = np.empty((*register.shape, 2), np.uint32)
+    pairs[..., 0], pairs[..., 1] = register << 16, register & 0xFFFF0000
+    return pairs.view(np.float32)
 
 
 def rounded_bf16(values: np.ndarray) -> np.ndarray:

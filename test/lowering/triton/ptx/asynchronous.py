@@ -20,7 +20,7 @@ import numpy as np
 
 from .arithmetic import Rule, bf16_pairs, listed, registry
 from .memory import Shared
-from .warp import LANE, address, held, left_operand
+from .warp import address, held, left_operand
 
 RULES: dict[str, Rule] = {}
 rule = registry(RULES)
@@ -164,7 +164,7 @@ def _multiply(machine, parts, operands):
     assert operands[3:] == ("1", "1", "1", "0"), f"scales and order {operands[3:]}"
     sums, weights = listed(operands[0]), listed(operands[1])
     assert len(sums) == tokens // 2 and len(weights) == 4
-    matrices, rows, columns = machine.value(operands[2], np.uint64), LANE // 4, LANE % 4 * 2
+    matrices = machine.value(operands[2], np.uint64)
     for first in np.flatnonzero(machine.active)[::WARPGROUP]:
         threads = slice(int(first), int(first) + WARPGROUP)
         warps = np.arange(first // 32, first // 32 + 4)
@@ -176,11 +176,9 @@ def _multiply(machine, parts, operands):
         product = left @ right.T
         # Before it starts: products that are under way have written these.
         before = np.stack([machine.registers[name][threads].view(np.float32).reshape(4, 32) for name in sums], 1)
-        after = np.empty((4, len(sums), 32), np.float32)
-        for number in range(len(sums)):
-            octet, i = divmod(number, 4)
-            own = product[:, rows + 8 * (i // 2), 8 * octet + columns + i % 2]
-            after[:, number] = (own + before[:, number]).astype(np.float32)
+        # Warp, down, row, octet, column, right -> warp, register: octet, down, right; lane: row, column.
+        own = product.reshape(4, 2, 8, -1, 4, 2).transpose(0, 3, 1, 5, 2, 4).reshape(4, len(sums), 32)
+        after = (own + before).astype(np.float32)
         machine.flight.start(
             Product(threads, int(machine.flight.product_groups[first]), tuple(sums), tuple(weights), places)
         )

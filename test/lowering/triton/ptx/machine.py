@@ -10,6 +10,7 @@ is touched behind `griddepcontrol.wait` alone, which every thread executes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import numpy as np
 
@@ -49,8 +50,10 @@ class Machine:
         names = list(self.kernel.params)
         assert len(arguments) <= len(names), f"{self.kernel.name} takes {len(names)} arguments"
         self.params: Mapping[str, int] = dict(zip(names, [*arguments, *[0] * len(names)], strict=False))
-        for block in range(blocks) if order is None else order:
-            self._run(block, blocks)
+        # Wrapping and NaN are what the ISA means.
+        with np.errstate(all="ignore"):
+            for block in range(blocks) if order is None else order:
+                self._run(block, blocks)
 
     def _run(self, block: int, blocks: int) -> None:
         count = self.kernel.threads
@@ -61,6 +64,7 @@ class Machine:
         self.special |= {"%laneid": self.threads % 32, "%tid.y": 0, "%tid.z": 0, SHARED_NAME: 0}
         self.special["%smid"] = block % self._processors
         self.special |= {"%ctaid.y": 0, "%ctaid.z": 0}
+        self._known: dict[tuple[str, type], np.ndarray] = {}  # operands that are the same for the whole block
         # Registers begin as garbage, the same on every run.
         self.registers = {
             name: np.full(count, True)
@@ -87,20 +91,25 @@ class Machine:
         """Run the threads that are at the lowest instruction up to where others may join them."""
         here = int(self.at[free].min())
         group = free & (self.at == here)
+        every = bool(group.all())
         while True:
             instruction = self.kernel.code[here]
-            if instruction.is_collective:
+            if instruction.is_collective and not every:
                 group = self._whole_units(group, here, instruction.together)
                 if not group.any():
                     return
+                every = bool(group.all())
             self.executed += 1
             if self.executed - self._begun > MOST_STEPS:
                 raise Fault(f"{instruction}: more than {MOST_STEPS} instructions; does it end?")
-            self.active = group & self._guard(instruction)
+            self.active, self.every = group, every
+            if instruction.guard:
+                self.active = group & (self.registers[instruction.guard] ^ instruction.unless)
+                self.every = bool(self.active.all())
             here += 1
-            self.at[group] = here
             match instruction.parts[0]:
                 case "bra":
+                    self.at[group] = here
                     self.at[self.active] = self.kernel.labels[instruction.operands[0]]
                     return
                 case "ret" | "exit":
@@ -108,13 +117,16 @@ class Machine:
                         raise Fault(f"{instruction}: a thread ends without griddepcontrol.wait")
                     if self.flight.unfinished(self.active):
                         raise Fault(f"{instruction}: a thread ends before its products do")
+                    self.at[group] = here
                     self.at[self.active] = DONE
                     return
                 case "bar" | "barrier" if not instruction.is_collective:
+                    self.at[group] = here
                     self.waiting |= self.active
                     return
             self._step(instruction)
             if here in self.starts:
+                self.at[group] = here
                 return
 
     def _whole_units(self, group: np.ndarray, here: int, together: int) -> np.ndarray:
@@ -126,34 +138,39 @@ class Machine:
         self.at[rest], self.parked[joined] = here, rest[joined]
         return joined & whole
 
-    def _guard(self, instruction: Instruction) -> np.ndarray:
-        if not instruction.guard:
-            return np.ones(self.kernel.threads, bool)
-        return self.registers[instruction.guard] ^ instruction.unless
-
     def _step(self, instruction: Instruction) -> None:
         rule = RULES.get(instruction.parts[0])
         if rule is None:
             raise Fault(f"{instruction}: the machine has no rule for it")
         try:
-            # Wrapping and NaN are what the ISA means.
-            with np.errstate(all="ignore"):
-                rule(self, instruction.parts, instruction.operands)
+            rule(self, instruction.parts, instruction.operands)
         except Exception as error:
             raise Fault(f"{instruction}: {type(error).__name__}: {error}") from error
 
     def value(self, operand: str, dtype: type) -> np.ndarray:
-        """The operand as `dtype` [threads]; registers are reinterpreted, numbers are cut to its width."""
-        if operand in self.registers:
+        """The operand as `dtype` [threads], not to be changed; registers are reinterpreted, numbers are cut to its
+        width."""
+        held = self.registers.get(operand)
+        if held is not None:
             self.flight.check_read(operand, self.active)
-            held = self.registers[operand]
             # Instructions of n bits may read wider registers.
             return held if dtype is bool else narrowed(held, dtype)
+        known = self._known.get((operand, dtype))
+        if known is None:
+            known = self._known[operand, dtype] = self._constant(operand, dtype)
+        return known
+
+    def _constant(self, operand: str, dtype: type) -> np.ndarray:
+        """What is no register: a special one, a parameter or a literal."""
+        shape = self.threads.shape
         if operand in self.special:
-            return np.broadcast_to(np.asarray(self.special[operand], np.int64), self.threads.shape).astype(dtype)
-        if operand in self.params:
-            return np.full(self.threads.shape, self.params[operand] & 0xFFFFFFFFFFFFFFFF, np.uint64).astype(dtype)
-        return np.full(self.threads.shape, number(operand, dtype), dtype)
+            made = np.broadcast_to(np.asarray(self.special[operand], np.int64), shape).astype(dtype)
+        elif operand in self.params:
+            made = np.full(shape, self.params[operand] & 0xFFFFFFFFFFFFFFFF, np.uint64).astype(dtype)
+        else:
+            made = np.full(shape, number(operand, dtype), dtype)
+        made.flags.writeable = False
+        return made
 
     def set(self, name: str, values: np.ndarray) -> None:
         """Write the active threads' registers; `_` is a sink. Values of fewer bits are extended by zeros."""
@@ -161,11 +178,8 @@ class Machine:
             return
         self.flight.check_write(name, self.active, self.executed)
         register = self.registers[name]
-        if register.dtype == bool:
-            register[self.active] = values[self.active]
-            return
-        raw = values.view(WIDTHS[8 * values.dtype.itemsize])
-        register[self.active] = raw[self.active].astype(register.dtype)
+        raw = values if register.dtype == bool else values.view(WIDTHS[8 * values.dtype.itemsize])
+        np.copyto(register, raw, "unsafe", True if self.every else self.active)
 
     def warps(self, what: str) -> np.ndarray:
         """The numbers of the active warps, each whole."""
@@ -174,9 +188,14 @@ class Machine:
         return np.flatnonzero(whole.all(1))
 
 
+@cache
+def _size(dtype: type) -> int:
+    return np.dtype(dtype).itemsize
+
+
 def narrowed(held: np.ndarray, dtype: type) -> np.ndarray:
     """A register's bits as `dtype` of the same or a smaller width."""
-    size = np.dtype(dtype).itemsize
+    size = _size(dtype)
     assert size <= held.dtype.itemsize, f"{8 * held.dtype.itemsize} bits read as {8 * size}"
     if size < held.dtype.itemsize:
         held = held.astype(WIDTHS[8 * size])

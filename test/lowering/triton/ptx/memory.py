@@ -35,14 +35,15 @@ class Memory:
         nobody may read the others, even to ignore them (compute-sanitizer's initcheck)."""
         data = np.ascontiguousarray(content).view(np.uint8).ravel()
         start = -(-(len(self._bytes) + GUARD_BYTES) // 256) * 256 + 16
-        grow = start + len(data) - len(self._bytes)
+        grow = start + -(-len(data) // 16) * 16 - len(self._bytes)
         self._bytes = np.concatenate([self._bytes, np.full(grow, 0xFF, np.uint8)])
         self._readable = np.concatenate([self._readable, np.zeros(grow, bool)])
         self._writable = np.concatenate([self._writable, np.zeros(grow, bool)])
         self._constant = np.concatenate([self._constant, np.zeros(grow, bool)])
         self._old = np.concatenate([self._old, np.zeros(grow, bool)])
-        self._bytes[start:], self._readable[start:], self._writable[start:] = data, written, writable
-        self._constant[start:], self._old[start:] = constant, old
+        own = slice(start, start + len(data))
+        self._bytes[own], self._readable[own], self._writable[own] = data, written, writable
+        self._constant[own], self._old[own] = constant, old
         return BASE + start
 
     def read_back(self, address: int, like: np.ndarray) -> np.ndarray:
@@ -52,36 +53,45 @@ class Memory:
 
     def load(self, addresses: np.ndarray, size: int, threads: np.ndarray) -> np.ndarray:
         """u8 [threads, size]."""
-        return self._bytes[self._places(addresses, size, self._readable, "reads")]
+        return _pieces(self._bytes, size)[self._places(addresses, size, self._readable, "reads")]
 
     def store(self, addresses: np.ndarray, values: np.ndarray, threads: np.ndarray) -> None:
-        self._bytes[self._places(addresses, values.shape[1], self._writable, "writes")] = values
+        size = values.shape[1]
+        _pieces(self._bytes, size)[self._places(addresses, size, self._writable, "writes")] = values
 
     def combine(self, addresses: np.ndarray, values: np.ndarray, how: np.ufunc, early: np.ndarray) -> np.ndarray:
         """Change the words at `addresses` by `values`, one after another, and give what was there. `early`: which
         threads have not waited."""
-        places = self._places(addresses, 4, self._readable & self._writable, "changes")
-        assert self._old[places[early]].all(), "changes before griddepcontrol.wait what the launch in front may write"
-        before = np.empty_like(values)
-        for i, place in enumerate(places[:, 0]):
-            word = self._bytes[place : place + 4].view(values.dtype)
-            before[i] = word[0]
-            word[0] = how(word[0], values[i])
+        places = self._places(addresses, 4, self._readable, "changes")
+        assert _pieces(self._writable, 4)[places].all(), "changes 4 bytes that are not to be written"
+        old = _pieces(self._old, 4)[places[early]]
+        assert old.all(), "changes before griddepcontrol.wait what the launch in front may write"
+        words, before = self._bytes.view(values.dtype), np.empty_like(values)
+        for i, place in enumerate(places):
+            before[i] = words[place]
+            words[place] = how(words[place], values[i])
         return before
 
     def check_early(self, addresses: np.ndarray, size: int, past_l1: bool) -> None:
         """That threads which have not waited may read `size` bytes at each of `addresses`."""
-        allowed = self._constant | self._old if past_l1 else self._constant
-        self._places(addresses, size, allowed, "before griddepcontrol.wait reads")
+        if len(addresses):
+            allowed = self._constant | self._old if past_l1 else self._constant
+            self._places(addresses, size, allowed, "before griddepcontrol.wait reads")
 
     def _places(self, addresses: np.ndarray, size: int, allowed: np.ndarray, what: str) -> np.ndarray:
+        """Which pieces of `size` bytes the addresses are."""
         start = addresses.astype(np.int64) - BASE
         assert not (start % size).any(), f"{what} {size} bytes at an address that is no multiple of them"
         inside = (start >= 0) & (start + size <= len(self._bytes))
         assert inside.all(), f"{what} {size} bytes outside of all buffers"
-        places = start[:, None] + np.arange(size)
-        assert allowed[places].all(), f"{what} {size} bytes that are not to be touched"
+        places = start // size
+        assert _pieces(allowed, size)[places].all(), f"{what} {size} bytes that are not to be touched"
         return places
+
+
+def _pieces(array: np.ndarray, size: int) -> np.ndarray:
+    """[.., size]: what an access of `size` bytes may touch at once."""
+    return array.reshape(-1, size)
 
 
 NOBODY, SEVERAL, ATOMIC = -1, -2, -3
@@ -106,26 +116,35 @@ class Shared:
         self._reader = np.full(len(self._bytes), NOBODY, np.int64)
 
     def load(self, addresses: np.ndarray, size: int, threads: np.ndarray) -> np.ndarray:
-        places, warps = self._places(addresses, size), np.repeat(threads // 32, size).reshape(-1, size)
-        assert not self._arriving[places].any(), "reads what a copy has yet to write"
-        writer = self._writer[places]
+        places, warps = self._places(addresses, size), (threads // 32)[:, None]
+        assert not _pieces(self._arriving, size)[places].any(), "reads what a copy has yet to write"
+        writer = _pieces(self._writer, size)[places]
         assert ((writer == NOBODY) | (writer == warps)).all(), "reads what another warp wrote since the last barrier"
-        reader = self._reader[places]
-        self._reader[places] = np.where((reader == NOBODY) | (reader == warps), warps, SEVERAL)
-        return self._bytes[places]
+        readers = _pieces(self._reader, size)
+        before = readers[places]
+        after = np.where((before == NOBODY) | (before == warps), warps, SEVERAL)
+        readers[places] = after
+        readers[places[(readers[places] != after).any(1)]] = SEVERAL  # of this very instruction
+        return _pieces(self._bytes, size)[places]
 
     def store(self, addresses: np.ndarray, values: np.ndarray, threads: np.ndarray) -> None:
-        places = self._free_places(addresses, values.shape[1], threads)
-        self._writer[places], self._unfenced[places] = (threads // 32)[:, None], threads[:, None]
-        self._bytes[places] = values
+        size, warps = values.shape[1], (threads // 32)[:, None]
+        places, writers = self._free_places(addresses, size, threads), _pieces(self._writer, size)
+        writers[places] = warps
+        writers[places[(writers[places] != warps).any(1)]] = SEVERAL  # of this very instruction
+        _pieces(self._unfenced, size)[places] = threads[:, None]
+        _pieces(self._bytes, size)[places] = values
+        same = (_pieces(self._bytes, size)[places] == values) | (writers[places] == warps)
+        assert same.all(), "writes another value than another warp does"
 
     def begin_copy(self, addresses: np.ndarray, size: int, threads: np.ndarray) -> None:
         """Each thread is to write `size` bytes."""
-        self._arriving[self._free_places(addresses, size, threads)] = True
+        _pieces(self._arriving, size)[self._free_places(addresses, size, threads)] = True
 
     def end_copy(self, addresses: np.ndarray, values: np.ndarray, threads: np.ndarray) -> None:
         """It has: as by a store."""
-        self._arriving[self._places(addresses, values.shape[1])] = False
+        size = values.shape[1]
+        _pieces(self._arriving, size)[self._places(addresses, size)] = False
         self.store(addresses, values, threads)
 
     def fence(self, active: np.ndarray) -> None:
@@ -135,23 +154,26 @@ class Shared:
     def begin_product(self, pieces: np.ndarray) -> np.ndarray:
         """u8 [.., 16] at the addresses `pieces`, until `end_product` of the same."""
         places = self._places(pieces.ravel(), 16)
-        assert not self._arriving[places].any(), "multiplies what a copy has yet to write"
-        assert (self._writer[places] == NOBODY).all(), "multiplies what a warp wrote since the last barrier"
-        assert (self._unfenced[places] == NOBODY).all(), "multiplies what was written without a fence.proxy.async"
-        self._multiplied[places] += 1
-        return self._bytes[places]
+        assert not _pieces(self._arriving, 16)[places].any(), "multiplies what a copy has yet to write"
+        untouched = (_pieces(self._writer, 16)[places] == NOBODY).all()
+        assert untouched, "multiplies what a warp wrote since the last barrier"
+        fenced = (_pieces(self._unfenced, 16)[places] == NOBODY).all()
+        assert fenced, "multiplies what was written without a fence.proxy.async"
+        _pieces(self._multiplied, 16)[places] += 1
+        return _pieces(self._bytes, 16)[places]
 
     def end_product(self, pieces: np.ndarray) -> None:
         places = self._places(pieces.ravel(), 16)
-        self._multiplied[places] -= 1
-        self._reader[places] = SEVERAL
+        _pieces(self._multiplied, 16)[places] -= 1
+        _pieces(self._reader, 16)[places] = SEVERAL
 
     def _free_places(self, addresses: np.ndarray, size: int, threads: np.ndarray) -> np.ndarray:
         """Where `threads` may write now."""
         places, warps = self._places(addresses, size), (threads // 32)[:, None]
-        assert not self._arriving[places].any(), "writes what a copy has yet to write"
-        assert not self._multiplied[places].any(), "writes what a product still reads"
-        for touched in (self._writer[places], self._reader[places]):
+        assert not _pieces(self._arriving, size)[places].any(), "writes what a copy has yet to write"
+        assert not _pieces(self._multiplied, size)[places].any(), "writes what a product still reads"
+        for state in (self._writer, self._reader):
+            touched = _pieces(state, size)[places]
             free = (touched == NOBODY) | (touched == warps)
             assert free.all(), "writes what another warp touched since the last barrier"
         return places
@@ -159,18 +181,19 @@ class Shared:
     def add(self, addresses: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Add u32 `values` one after another; what was there before each. Only other atomics may touch these words."""
         places = self._places(addresses, 4)
-        for touched in (self._writer[places], self._reader[places]):
+        for state in (self._writer, self._reader):
+            touched = _pieces(state, 4)[places]
             assert ((touched == NOBODY) | (touched == ATOMIC)).all(), "adds to what was touched since the last barrier"
-        self._writer[places] = ATOMIC
-        before = np.empty_like(values)
-        for i, place in enumerate(places[:, 0]):
-            word = self._bytes[place : place + 4].view(np.uint32)
-            before[i] = word[0]
-            word += values[i]
+        _pieces(self._writer, 4)[places] = ATOMIC
+        words, before = self._bytes.view(np.uint32), np.empty_like(values)
+        for i, place in enumerate(places):
+            before[i] = words[place]
+            words[place] += values[i]
         return before
 
     def _places(self, addresses: np.ndarray, size: int) -> np.ndarray:
+        """Which pieces of `size` bytes the addresses are."""
         start = addresses.astype(np.int64)
         assert not (start % size).any(), f"{size} bytes of shared memory at an address that is no multiple of them"
         assert (start + size <= len(self._bytes)).all(), f"{size} bytes behind the end of shared memory"
-        return start[:, None] + np.arange(size)
+        return start // size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 _COMMENT = re.compile(r"//[^\n]*")
 _ENTRY = re.compile(r"\.entry\s+(\w+)\((.*?)\)", re.DOTALL)
@@ -26,17 +27,17 @@ class Instruction:
     guard: str = ""
     unless: bool = False
 
-    @property
+    @cached_property
     def parts(self) -> list[str]:
         """The name between its dots: ["add", "rn", "f32"]."""
         return self.name.split(".")
 
-    @property
+    @cached_property
     def is_collective(self) -> bool:
         """Whether `together` threads execute it at once."""
         return self.name.startswith(COLLECTIVE)
 
-    @property
+    @cached_property
     def together(self) -> int:
         """The threads of a warp, or of a warpgroup."""
         return 128 if self.name.startswith("wgmma.") else 32
@@ -82,11 +83,11 @@ def parse(text: str) -> Kernel:
 
 def _statements(text: str, place: int) -> Iterator[tuple[int, str]]:
     """Statements with their lines from `place` to the end of the body; braces of scopes and labels are their own."""
-    depth = 0
+    depth, line, counted = 0, 1, 0
     while True:
         while text[place].isspace() or text[place] == ";":
             place += 1
-        line = text.count("\n", 0, place) + 1
+        line, counted = line + text.count("\n", counted, place), place
         if text[place] in "{}":
             depth += 1 if text[place] == "{" else -1
             yield line, text[place]

@@ -143,26 +143,23 @@ def _ldmatrix(machine, parts, operands):
     """Lane 8i + j gives the address of row j of matrix i; lane 4r + c gets word c of row r of each, or of its
     transpose."""
     assert "b16" in parts
-    places = address(machine, operands[1], np.uint32)
-    for warp in machine.warps("ldmatrix"):
-        lanes = 32 * warp + LANE
-        for i, name in enumerate(listed(operands[0])):
-            rows = machine.shared.load(places[lanes[8 * i : 8 * i + 8]], 16, np.full(8, 32 * warp))
-            matrix = rows.view(np.uint16)
-            matrix = np.ascontiguousarray(matrix.T if "trans" in parts else matrix)
-            machine.registers[name][lanes] = matrix.view(np.uint32)[LANE // 4, LANE % 4]
+    names, warps = listed(operands[0]), machine.warps("ldmatrix")
+    places = address(machine, operands[1], np.uint32).reshape(-1, 32)[warps, : 8 * len(names)]
+    rows = machine.shared.load(places.ravel(), 16, np.repeat(32 * warps, 8 * len(names)))
+    matrices = rows.view(np.uint16).reshape(len(warps), len(names), 8, 8)
+    words = np.ascontiguousarray(matrices.swapaxes(2, 3) if "trans" in parts else matrices).view(np.uint32)
+    for i, name in enumerate(names):
+        machine.registers[name].reshape(-1, 32)[warps] = words[:, i].reshape(-1, 32)
 
 
 @rule("stmatrix")
 def _stmatrix(machine, parts, operands):
     """As ldmatrix, to memory: lane 4r + c has word c of row r of each matrix."""
     assert "b16" in parts and "trans" not in parts
-    places = address(machine, operands[0], np.uint32)
-    for warp in machine.warps("stmatrix"):
-        lanes = 32 * warp + LANE
-        for i, name in enumerate(listed(operands[1])):
-            rows = machine.value(name, np.uint32)[lanes].reshape(8, 4).view(np.uint8)
-            machine.shared.store(places[lanes[8 * i : 8 * i + 8]], rows, np.full(8, 32 * warp))
+    names, warps = listed(operands[1]), machine.warps("stmatrix")
+    places = address(machine, operands[0], np.uint32).reshape(-1, 32)[warps, : 8 * len(names)]
+    rows = np.ascontiguousarray(held(machine, names, np.uint32, warps)).view(np.uint8).reshape(-1, 16)
+    machine.shared.store(places.ravel(), rows, np.repeat(32 * warps, 8 * len(names)))
 
 
 def held(machine, names: list[str], kind: type, warps: np.ndarray) -> np.ndarray:
@@ -173,11 +170,8 @@ def held(machine, names: list[str], kind: type, warps: np.ndarray) -> np.ndarray
 def left_operand(pairs: np.ndarray) -> np.ndarray:
     """float64 [warps, 16, 16] of the `bf16_pairs` of registers a0 to a3: a1 and a3 are 8 rows down, a2 and a3 8 columns
     right."""
-    left = np.empty((len(pairs), 16, 16))
-    for half in (0, 1):
-        for i in range(4):
-            left[:, LANE // 4 + 8 * (i % 2), LANE % 4 * 2 + 8 * (i // 2) + half] = pairs[:, i, :, half]
-    return left
+    halves = pairs.reshape(len(pairs), 2, 2, 8, 4, 2)  # right, down, row, column, half
+    return halves.transpose(0, 2, 3, 1, 4, 5).reshape(len(pairs), 16, 16).astype(np.float64)
 
 
 @rule("mma")
@@ -185,17 +179,11 @@ def _mma(machine, parts, operands):
     """m16n8k16 of bf16; b1 is 8 rows of K on."""
     assert parts[3:] == ["m16n8k16", "row", "col", "f32", "bf16", "bf16", "f32"], parts
     warps = machine.warps("mma")
-    rows, columns = LANE // 4, LANE % 4 * 2
-
     a, b = (bf16_pairs(held(machine, listed(operand), np.uint32, warps)) for operand in operands[1:3])
-    left, right = left_operand(a), np.empty((len(warps), 16, 8))
-    for half in (0, 1):
-        for i in range(2):
-            right[:, columns + 8 * i + half, rows] = b[:, i, :, half]
-    sums = np.empty((len(warps), 16, 8))
-    c = held(machine, listed(operands[3]), np.float32, warps)
-    for i in range(4):
-        sums[:, rows + 8 * (i // 2), columns + i % 2] = c[:, i]
-    sums = (left @ right + sums).astype(np.float32)
+    count = len(warps)
+    right = b.reshape(count, 2, 8, 4, 2).transpose(0, 1, 3, 4, 2).reshape(count, 16, 8).astype(np.float64)
+    c = held(machine, listed(operands[3]), np.float32, warps).reshape(count, 2, 2, 8, 4)  # down, right, row, column
+    sums = (left_operand(a) @ right).reshape(count, 2, 8, 4, 2).transpose(0, 1, 4, 2, 3) + c
+    sums = sums.astype(np.float32).view(np.uint32).reshape(count, 4, 32)
     for i, name in enumerate(listed(operands[0])):
-        machine.registers[name].reshape(-1, 32)[warps] = sums[:, rows + 8 * (i // 2), columns + i % 2].view(np.uint32)
+        machine.registers[name].reshape(-1, 32)[warps] = sums[:, i]
