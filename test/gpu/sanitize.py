@@ -37,9 +37,10 @@ def library_alone() -> None:
 def main(folder: Path | None, own_router: bool, alone: bool) -> None:
     if alone:
         library_alone()
-    elif folder is None:
+        return
+    if folder is None:
         raise click.UsageError("give a DIRECTORY of artifacts, or --library-alone")
-    for path in sorted(folder.glob("*.moel")) if folder is not None else ():
+    for path in sorted(folder.glob("*.moel")):
         with load(path, "cuda", verify="fast") as loaded:
             executable = switches.forced(loaded, "first", lambda s: s.choice == "linear") if own_router else loaded
             for name in executable.entries:

@@ -32,7 +32,8 @@ class Fault(Exception):
 
 
 class Machine:
-    """The state that instructions work on. `active` bool [threads]: those that execute the present one."""
+    """The state that instructions work on. `active` bool [threads]: those that execute the present one;
+    `every`: whether all do."""
 
     def __init__(self, text: str, memory: Memory, shared: np.ndarray, overlaps: bool = True) -> None:
         """`shared` u8: what shared memory holds when a block begins. `overlaps`: the launch in front may run."""
