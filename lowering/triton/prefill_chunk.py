@@ -16,13 +16,11 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from .decode_chunk import _fragment, _registers
-from .decode_stream import threads_layout
 
 SUM_SCALE = gl.constexpr(2.0**62)
 """A finished sum times this is the product."""
 SUM = "moe_sum"
-"""Registers of a thread's sums, by number: declared once, named by assembly, and no values of Triton's. As operands of
-each chunk, 160 of them, they took half of the time in which a kernel is compiled."""
+"""Registers of a thread's sums, by number (`prefill_loop.py`)."""
 MOST_TOKENS_PENDING = 64
 """Tokens beside whose sums a thread has registers for two chunks of weights."""
 MOST_TOKENS_BESIDE_A_CHUNK = 128
@@ -35,13 +33,7 @@ PIECES = gl.constexpr(8)
 
 # Of a matrix descriptor: 8 rows lie 1024 bytes after the 8 before (in units of 16 bytes), swizzled by 128 bytes. The
 # other stride has no meaning for a matrix as wide as its swizzle.
-_LOW, _HIGH = gl.constexpr(1 << 16), 1024 >> 4 | 1 << 30
-
-
-@gluon.jit
-def matrix_of(address):
-    """The low half of the descriptor of a matrix at `address` in shared memory; the high one is a constant."""
-    return (address >> 4) | _LOW
+LOW, _HIGH = 1 << 16, 1024 >> 4 | 1 << 30
 
 
 @gluon.constexpr_function
@@ -57,15 +49,18 @@ def fragments_at_once(tokens):
 
 
 @gluon.constexpr_function
-def chunk_assembly(chunk, tokens):
-    """PTX for chunk number `chunk` of a record. Operands: 4 words of weights, 4 of the scale chunk, `matrix_of` x."""
+def chunk_lines(chunk, words, scales, matrix, at, tokens):
+    """PTX that adds chunk number `chunk` of a record times x to the sums; under way behind it.
+
+    Registers by name: the 4 `words` of the chunk, `scales` 0 to 3 of the scale chunk; x is `at` (in units of 16 bytes)
+    behind `matrix`, the low half of a descriptor.
+    """
     sums = tokens // 2
     lines = [
-        ".reg .b32 a<4>, w<16>, m, s, q, f<4>, low;",
-        ".reg .b64 d;",
+        "{ .reg .b32 a<4>, w<16>, m, s, q, f<4>, low; .reg .b64 d;",
         f"wgmma.wait_group.sync.aligned {chunks_pending(tokens)};",
         # The four lanes of a row share its scales: four words of the chunk each.
-        f"shfl.sync.idx.b32 q, ${4 + chunk % 4}, {chunk // 4}, 0x1c1f, 0xffffffff;",
+        f"shfl.sync.idx.b32 q, {scales}{chunk % 4}, {chunk // 4}, 0x1c1f, 0xffffffff;",
     ]
     # Bytes: row r of both groups of 32 columns, row r + 8 of both; each twice, as the exponents of two bf16.
     for byte in range(4):
@@ -76,75 +71,49 @@ def chunk_assembly(chunk, tokens):
         if first:
             lines.append("wgmma.wait_group.sync.aligned 0;")
         for step in steps:
-            lines += _fragment(f"${step}")
+            lines += _fragment(words[step])
             for number in range(4):
                 register = (step - first) * 4 + number
                 lines.append(f"mul.rn.bf16x2 w{register}, a{number}, f{number % 2 * 2 + step // 2};")
         lines.append("wgmma.fence.sync.aligned;")
         for step in steps:
             lines += [
-                f"add.u32 low, $8, {2 * step};",  # 16 columns on
+                f"add.u32 low, {matrix}, {at + 2 * step};",  # 16 columns on
                 f"mov.b64 d, {{low, {_HIGH}}};",
                 f"wgmma.mma_async.sync.aligned.m64n{tokens}k16.f32.bf16.bf16 {_registers(SUM, 0, sums)}, "
                 f"{_registers('w', 4 * (step - first), 4)}, d, 1, 1, 1, 0;",
             ]
         lines.append("wgmma.commit_group.sync.aligned;")
-    return "{\n\t" + "\n\t".join(lines) + "\n}"
+    return [*lines, "}"]
 
 
 @gluon.jit
-def declare_sums(TOKENS: gl.constexpr):
-    """Registers for the sums of up to TOKENS. Called once in a kernel, before all that follow."""
-    gl.inline_asm(_declaration(TOKENS))
+def wait_for_products():
+    """Wait for all products."""
+    gl.inline_asm("wgmma.wait_group.sync.aligned 0;")
 
 
 @gluon.constexpr_function
-def _declaration(tokens):
-    return f".reg .f32 {SUM}<{tokens // 2}>;"
-
-
-@gluon.jit
-def zero_sums(TOKENS: gl.constexpr):
-    """Begin the sums of TOKENS."""
-    gl.inline_asm(_zeros(TOKENS))
-
-
-@gluon.constexpr_function
-def _zeros(tokens):
-    return " ".join(f"mov.f32 {SUM}{number}, 0f00000000;" for number in range(tokens // 2))
-
-
-@gluon.jit
-def multiply_chunk(words, scales, matrix, CHUNK: gl.constexpr, TOKENS: gl.constexpr):
-    """Add a fragment of chunk number CHUNK of a record times x, a `matrix_of`, to the sums; under way on return.
-
-    `words`, `scales` i32 [threads, 4].
-    """
-    gl.inline_asm(chunk_assembly(CHUNK, TOKENS), "r,r,r,r,r,r,r,r,r", [words, scales, matrix])
-
-
-@gluon.jit
-def wait_for_products(PENDING: gl.constexpr):
-    """Wait for the products of all chunks but the latest PENDING."""
-    gl.inline_asm(_waiting(PENDING))
-
-
-@gluon.constexpr_function
-def _waiting(pending):
-    return f"wgmma.wait_group.sync.aligned {pending};"
+def tokens_layout(warps, tokens):
+    """[threads, tokens / 4]: of each octet of tokens the two, 2c and 2c + 1, that lane 4r + c has sums of."""
+    return gl.BlockedLayout([1, tokens // 4], [32, 1], [warps, 1], [1, 0])
 
 
 @gluon.jit
 def sums_of(FIRST: gl.constexpr, TOKENS: gl.constexpr):
-    """f32 [threads] each: the sums of TOKENS from FIRST on, as `decode_stream.zero_sums` has them. All products must be
-    over (`wait_for_products`)."""
-    kind: gl.constexpr = gl.distributed_type(gl.float32, [32 * gl.num_warps()], threads_layout(gl.num_warps()))
-    return gl.inline_asm(_moves(FIRST, TOKENS), _results(TOKENS), [], (kind,) * (TOKENS // 2), is_pure=False)
+    """f32 [threads, TOKENS / 4] each: the products with TOKENS from FIRST on (`tokens_layout`) of the weight rows r and
+    r + 8 of the warp's fragment, in lane 4r + c. All of them must be over (`wait_for_products`)."""
+    layout: gl.constexpr = tokens_layout(gl.num_warps(), TOKENS)
+    kind: gl.constexpr = gl.distributed_type(gl.float32, [32 * gl.num_warps(), TOKENS // 4], layout)
+    row, row_8 = gl.inline_asm(_moves(FIRST, TOKENS), _results(TOKENS), [], (kind, kind), is_pure=False)
+    return row * SUM_SCALE, row_8 * SUM_SCALE
 
 
 @gluon.constexpr_function
 def _moves(first, tokens):
-    return " ".join(f"mov.f32 ${number}, {SUM}{first // 2 + number};" for number in range(tokens // 2))
+    """An instruction's sums of an octet are row r of both tokens, then row r + 8 of both."""
+    places = [first // 2 + 4 * octet + 2 * half + i for half in (0, 1) for octet in range(tokens // 8) for i in (0, 1)]
+    return " ".join(f"mov.f32 ${number}, {SUM}{place};" for number, place in enumerate(places))
 
 
 @gluon.constexpr_function

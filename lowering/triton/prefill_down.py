@@ -11,9 +11,9 @@ from moeloom.runtime.stream import Stream
 
 from .decode_down import store_pair
 from .decode_params import x_argument
-from .decode_stream import thread_numbers, threads_layout
+from .decode_stream import thread_numbers
 from .dependents import follow
-from .prefill_chunk import SUM_SCALE, sums_of, wait_for_products
+from .prefill_chunk import sums_of, tokens_layout, wait_for_products
 from .prefill_order import block_at, length_of, lengths
 from .prefill_params import prefill_arguments, prefill_constants
 from .prefill_stream import begin, first_unit, multiply_unit, own_part, part_of, units_a_part
@@ -106,27 +106,24 @@ def _unit(
         ORDERED,
     )  # fmt: skip
     block, expert = block_at(order, expert_ids, unit // UNITS, blocks, ORDERED)
-    thread = thread_numbers(threads_layout(gl.num_warps()))
+    PART: gl.constexpr = part_of(TOKENS)
+    thread = thread_numbers(gl.SliceLayout(1, tokens_layout(gl.num_warps(), PART)))
     output = (unit % UNITS * gl.num_warps() + thread // 32) * 16 + thread % 32 // 4
     if bias is not None:
         biases = bias + expert.to(gl.int64) * HIDDEN + output
         bias_0 = gl.load(biases, mask=output < HIDDEN, other=0.0)
         bias_8 = gl.load(biases + 8, mask=output + 8 < HIDDEN, other=0.0)
-    PART: gl.constexpr = part_of(TOKENS)
     for first_token in gl.static_range(0, TOKENS, PART):
         # Asked for at once: a store would hold back every load behind it.
         entries, shares = own_part(sorted_ids, sorted_weights, block * BLOCK + first_token, PART)
         if first_token == 0:
-            wait_for_products(0)  # no sooner: until then there is time for these loads
-        own = sums_of(first_token, PART)
-        for token in gl.static_range(PART // 4):
-            sum_0 = own[token // 2 * 4 + token % 2] * SUM_SCALE
-            sum_8 = own[token // 2 * 4 + token % 2 + 2] * SUM_SCALE
-            if bias is not None:
-                sum_0, sum_8 = sum_0 + bias_0, sum_8 + bias_8
-            if sorted_weights is not None:
-                sum_0, sum_8 = sum_0 * shares[token], sum_8 * shares[token]
-            store_pair(out, sum_0, sum_8, entries[token], output, HIDDEN, TOPK)
+            wait_for_products()  # no sooner: until then there is time for these loads
+        value, value_8 = sums_of(first_token, PART)
+        if bias is not None:
+            value, value_8 = value + bias_0[:, None], value_8 + bias_8[:, None]
+        if sorted_weights is not None:
+            value, value_8 = value * shares, value_8 * shares
+        store_pair(out, value, value_8, entries, output[:, None], HIDDEN, TOPK)
     return state
 
 

@@ -12,9 +12,9 @@ from moeloom.runtime.stream import Stream
 from .activation import gated
 from .decode_gate_up import store_gated
 from .decode_params import x_argument
-from .decode_stream import thread_numbers, threads_layout
+from .decode_stream import thread_numbers
 from .dependents import follow
-from .prefill_chunk import SUM_SCALE, sums_of, wait_for_products
+from .prefill_chunk import sums_of, tokens_layout, wait_for_products
 from .prefill_order import block_at, length_of, lengths
 from .prefill_params import prefill_arguments, prefill_constants
 from .prefill_stream import begin, first_unit, multiply_unit, own_part, part_of, units_a_part
@@ -114,27 +114,25 @@ def _unit(
         RECORDS, CHUNKS, STREAM_WARPS, RING, STEP, STEPS, AHEAD, PROGRAMS, 1, TOPK, ORDERED,
     )  # fmt: skip
     block, expert = block_at(order, expert_ids, unit // UNITS, blocks, ORDERED)
-    thread = thread_numbers(threads_layout(gl.num_warps()))
+    PART: gl.constexpr = part_of(TOKENS)
+    thread = thread_numbers(gl.SliceLayout(1, tokens_layout(gl.num_warps(), PART)))
     output = (unit % UNITS * gl.num_warps() + thread // 32) * 8 + thread % 32 // 4
     present = output < INTERMEDIATE
     if bias is not None:
         biases = bias + expert.to(gl.int64) * (2 * INTERMEDIATE) + output
         gate_bias = gl.load(biases, mask=present, other=0.0)
         up_bias = gl.load(biases + INTERMEDIATE, mask=present, other=0.0)
-    PART: gl.constexpr = part_of(TOKENS)
     for first_token in gl.static_range(0, TOKENS, PART):
         # Asked for at once: a store would hold back every load behind it.
         entries, shares = own_part(sorted_ids, sorted_weights, block * BLOCK + first_token, PART)
         if first_token == 0:
-            wait_for_products(0)  # no sooner: until then there is time for these loads
-        own = sums_of(first_token, PART)
-        for token in gl.static_range(PART // 4):
-            gate, up = own[token // 2 * 4 + token % 2] * SUM_SCALE, own[token // 2 * 4 + token % 2 + 2] * SUM_SCALE
-            if sorted_weights is not None:
-                gate, up = gate * shares[token], up * shares[token]
-            if bias is not None:
-                gate, up = gate + gate_bias, up + up_bias
-            store_gated(h, gated(gate, up, ACTIVATION, ALPHA, LIMIT), entries[token], output, INTERMEDIATE, TOPK)
+            wait_for_products()  # no sooner: until then there is time for these loads
+        gate, up = sums_of(first_token, PART)
+        if sorted_weights is not None:
+            gate, up = gate * shares, up * shares
+        if bias is not None:
+            gate, up = gate + gate_bias[:, None], up + up_bias[:, None]
+        store_gated(h, gated(gate, up, ACTIVATION, ALPHA, LIMIT), entries, output[:, None], INTERMEDIATE, TOPK)
     return state
 
 

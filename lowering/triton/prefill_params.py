@@ -12,6 +12,7 @@ from .template import Params
 
 BLOCKS = (8, 16, 32, 64, 80, 128, 160)
 """Rows of a sort block."""
+WARP = 32
 
 
 def prefill_arguments(params: Params) -> list[tuple[str, str]]:
@@ -25,6 +26,11 @@ def prefill_constants(params: Params, stream: Stream) -> dict[str, Any]:
         raise CompileError(
             f"the prefill kernels take sort blocks of {', '.join(map(str, BLOCKS))} rows of bf16, not of "
             f"{params['block']} rows of {params['x']}"
+        )
+    if params["num_warps"] * WARP < params["block"] or params["steps"] & (params["steps"] - 1):
+        raise CompileError(
+            f"the prefill kernels take a row a thread and steps of x by powers of two, not {params['num_warps']} warps "
+            f"for {params['block']} rows and {params['steps']} steps"
         )
     names = ("hidden", "intermediate", "topk", "programs", "block", "stream_warps", "steps", "ordered")
     # Whole steps a record.

@@ -35,9 +35,9 @@ CHUNKS = 15  # a record of 2880 columns
 PRODUCTS = 4  # a chunk
 LENGTHS = {64: (64, 32), 80: (80, 64, 48, 32), 128: (128, 64), 160: (160, 128, 96, 64)}
 """Rows that are multiplied of a block."""
-KNOWN_SPILLS = {80: 32, 160: 48}
+KNOWN_SPILLS = {64: 8, 80: 24, 160: 48}
 """Bytes that blocks of so many rows spill."""
-KNOWN_RELOADS = {(160, 160): 15, (160, 128): 8, (160, 96): 1, (160, 64): 2}
+KNOWN_RELOADS = {(160, 160): 3, (160, 96): 3}
 """Of these in a record, by the rows of a block and of a product: two programs an SM leave a thread 128 registers, 80 of
 them sums."""
 
@@ -159,6 +159,15 @@ def test_the_stream_is_one_operand(template):
     shares = ["sorted_weights"] if template == "prefill_down" else []
     lists = ["sorted_ids", "expert_ids", "num_valid", *shares]
     assert list(types) == [*first, *lists, "weight", "bias", "h" if template == "prefill_gate_up" else "out"]
+
+
+@pytest.mark.parametrize("changed", [{"num_warps": 1}, {"steps": 3}])
+@pytest.mark.parametrize("template", ["prefill_gate_up", "prefill_down"])
+def test_refuses_too_few_threads_and_odd_rings(template, changed):
+    params = KERNELS[f"{template.removeprefix('prefill_')}_64"]["params"] | changed
+    line = f"not {params['num_warps']} warps for 64 rows and {params['steps']} steps"
+    with pytest.raises(CompileError, match=line):
+        TEMPLATES[template].constants(params)
 
 
 @pytest.mark.parametrize(

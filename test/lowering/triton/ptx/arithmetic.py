@@ -250,20 +250,26 @@ COMPARE = {
 }  # fmt: skip
 
 
+COMBINE = {"and": np.logical_and, "or": np.logical_or, "xor": np.logical_xor}
+
+
 @rule("setp")
 def _setp(machine, parts, operands):
-    to, a, b = operands
+    to, a, b, *other = operands
     kind = TYPES[parts[-1]]
     a, b = machine.value(a, kind), machine.value(b, kind)
     name = parts[1]
     if kind is np.float32 and name in ("equ", "neu", "ltu", "leu", "gtu", "geu"):
-        machine.set(to, COMPARE[name[:-1]](a, b) | np.isnan(a) | np.isnan(b))
+        found = COMPARE[name[:-1]](a, b) | np.isnan(a) | np.isnan(b)
     elif kind is np.float32 and name in ("nan", "num"):
-        machine.set(to, (np.isnan(a) | np.isnan(b)) ^ (name == "num"))
+        found = (np.isnan(a) | np.isnan(b)) ^ (name == "num")
     elif kind is np.float32:  # ordered: false for a NaN, `ne` too
-        machine.set(to, COMPARE[name](a, b) & ~np.isnan(a) & ~np.isnan(b))
+        found = COMPARE[name](a, b) & ~np.isnan(a) & ~np.isnan(b)
     else:
-        machine.set(to, COMPARE[name](a, b))
+        found = COMPARE[name](a, b)
+    if len(parts) == 4:
+        found = COMBINE[parts[2]](found, machine.value(other[0], bool))
+    machine.set(to, found)
 
 
 @rule("selp")

@@ -73,7 +73,10 @@ def parse(text: str) -> Kernel:
         elif statement == "}":
             scopes.pop()
         elif statement.endswith(":"):
-            kernel.labels[statement[:-1]] = len(kernel.code)
+            name = statement[:-1]
+            if len(scopes) > 1:  # an inner scope's own; branches go back to it
+                scopes[-1][name] = name = f"{name}@{len(kernel.labels)}"
+            kernel.labels[name] = len(kernel.code)
         elif statement.startswith(".reg"):
             _declare(kernel, statement, scopes)
         elif not statement.startswith("."):
