@@ -169,8 +169,8 @@ def multiply_unit(
     the state that the next unit goes on with.
 
     `state`: how many steps of STEP columns of x all units before have had, where this unit's weights start; and in
-    registers of the loop's own the rows of this block and the ring. Up to AHEAD steps further x is on its way, in a ring
-    of STEPS. Behind the last unit nothing is read that was not.
+    registers of the loop's own the rows of this block and the ring. Up to AHEAD steps further x is on its way, in a
+    ring of STEPS. Behind the last unit nothing is read that was not.
     """
     UNITS: gl.constexpr = units_a_part(TILES, STREAM_WARPS, gl.num_warps())
     step, start = state
