@@ -23,7 +23,7 @@ _FIELD = gl.constexpr(16)
 def lengths_of(block):
     """How many rows of a sort block of so many may be multiplied, the most first: the N of the instructions.
 
-    Each is a loop of its own, a second of compilation."""
+    Each is a loop of its own, a second or two of compilation."""
     return {64: (64, 32), 80: (80, 64, 48, 32), 128: (128, 64), 160: (160, 128, 96, 64)}.get(block, (block,))
 
 

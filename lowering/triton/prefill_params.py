@@ -12,6 +12,8 @@ from .template import Params
 
 BLOCKS = (8, 16, 32, 64, 80, 128, 160)
 """Rows of a sort block."""
+STEPS = (4, 8, 16)
+"""Of x in shared memory: powers of two, and two more than are on their way."""
 WARP = 32
 
 
@@ -27,10 +29,10 @@ def prefill_constants(params: Params, stream: Stream) -> dict[str, Any]:
             f"the prefill kernels take sort blocks of {', '.join(map(str, BLOCKS))} rows of bf16, not of "
             f"{params['block']} rows of {params['x']}"
         )
-    if params["num_warps"] * WARP < params["block"] or params["steps"] & (params["steps"] - 1):
+    if params["num_warps"] * WARP < params["block"] or params["steps"] not in STEPS:
         raise CompileError(
-            f"the prefill kernels take a row a thread and steps of x by powers of two, not {params['num_warps']} warps "
-            f"for {params['block']} rows and {params['steps']} steps"
+            f"the prefill kernels take a thread a row or more, and {' or '.join(map(str, STEPS))} steps of x, not "
+            f"{params['num_warps']} warps for {params['block']} rows and {params['steps']} steps"
         )
     names = ("hidden", "intermediate", "topk", "programs", "block", "stream_warps", "steps", "ordered")
     # Whole steps a record.
