@@ -194,6 +194,8 @@ def check(product: Product, m: int, experts: int) -> float:
         return float("inf")
     found = result.double() if product.first else result.double().sum(0)
     wanted = product.wanted(values, ids.cuda(), weights.cuda())
+    if product.first:  # rounded as its result: of a few tokens, the rounding alone can be more than the tolerance
+        wanted = wanted.bfloat16().double()
     if not torch.equal(found.isnan(), wanted.isnan()):
         return float("inf")
     live = ~wanted[:, 0].isnan()
