@@ -8,7 +8,7 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from .decode_chunk import OCTET, chunk_assembly, chunk_constraints
+from .decode_chunk import chunk_assembly, chunk_constraints
 
 CHUNK_WORDS = gl.constexpr(128)
 """i32 of a chunk."""
@@ -214,13 +214,3 @@ def _multiply_records(
         record += 1
         x_lane += CHUNKS * CHUNK_X_BYTES
     return sums, ring
-
-
-@gluon.jit
-def own_tokens(values, block, BLOCK: gl.constexpr):
-    """Of `values`, one a sorted row, those of the tokens 2c, 2c + 1 of each octet of `block`: [threads] each."""
-    place = values + block * BLOCK + thread_numbers(threads_layout(gl.num_warps())) % 4 * 2
-    found = (gl.load(place), gl.load(place + 1))
-    for octet in gl.static_range(1, BLOCK // OCTET):
-        found = pushed(pushed(found, gl.load(place + octet * OCTET)), gl.load(place + octet * OCTET + 1))
-    return found
