@@ -199,7 +199,8 @@ class _Loop:
             self.add(f"{where}shl.b32 column, piece, {_log(PIECE_BYTES.value // VALUE_BYTES)};")
 
     def _get_rows(self, where: str) -> None:
-        """The rows that the table holds, where predicate `where`."""
+        """The rows that the table holds, where predicate `where`. `token` made anew: a register less for the record."""
+        self.add("mov.u32 token, %tid.x;", f"shr.u32 token, token, {_log(PIECES.value)};")
         self.add("shl.b32 entry, token, 2;", f"add.u32 entry, entry, {TABLE};")
         for number in range(self.rows):
             behind, guard = self.block - number * self.a_pass, where

@@ -35,9 +35,9 @@ CHUNKS = 15  # a record of 2880 columns
 PRODUCTS = 4  # a chunk
 LENGTHS = {64: (64, 32), 80: (80, 64, 48, 32), 128: (128, 64), 160: (160, 128, 96, 64)}
 """Rows that are multiplied of a block."""
-KNOWN_SPILLS = {64: 8, 80: 24, 160: 48}
+KNOWN_SPILLS = {80: 24, 160: 48}
 """Bytes that blocks of so many rows spill."""
-KNOWN_RELOADS = {(160, 160): 3, (160, 96): 3}
+KNOWN_RELOADS = {(160, 160): 1, (160, 96): 1}
 """Of these in a record, by the rows of a block and of a product: two programs an SM leave a thread 128 registers, 80 of
 them sums."""
 
