@@ -18,6 +18,8 @@ from triton.experimental.gluon import language as gl
 
 OCTET = gl.constexpr(8)
 """Tokens of an instruction, its N; a sort block has one octet of rows or several."""
+CHUNK_X_BYTES = gl.constexpr(1024)
+"""Of an octet."""
 SUM_SCALE = gl.constexpr(2.0**30)
 """A finished sum times this is the product."""
 
@@ -95,33 +97,27 @@ def _scale_weights(words: list[str], group: int, octets: int) -> list[str]:
 
 
 @gluon.constexpr_function
-def chunk_constraints(octets):
-    """Operands of `chunk_assembly` as inline assembly takes them."""
-    sums = 4 * octets
-    return ",".join([*["=f"] * sums, *[str(number) for number in range(sums)], *["r"] * 9])
+def chunk_lines(chunk, words, scales, x, octets, octet_bytes):
+    """PTX that adds chunk number `chunk` of a record times x to the sums, operands 0 on: 4 an octet, of (row, token)
+    pairs as the instruction has them.
 
-
-@gluon.constexpr_function
-def chunk_assembly(chunk, octets, octet_bytes):
-    """PTX for chunk number `chunk` of a record. Operands: 4 sums an octet, of (row, token) pairs as the instruction has
-    them, the same before, the lane's 4 words, its 4 words of the scale chunk, and where the lane reads x of the first
-    octet; those of the next one lie `octet_bytes` on."""
-    sums = 4 * octets
-    words, spread, place = 2 * sums, 2 * sums + 4, 2 * sums + 8
+    Registers by name: the lane's 4 `words` of the chunk and its 4 `scales` of the scale chunk; and `x`, where the lane
+    reads x of the first octet; those of the next one lie `octet_bytes` on.
+    """
     lines = [
-        f".reg .b32 a<4>, b<{8 * octets}>, m, s, s0, s1, q, q2;",
+        f"{{ .reg .b32 a<4>, b<{8 * octets}>, m, s, s0, s1, q, q2;",
         ".reg .b16 h0, h1;",
         ".reg .f32 t<4>, z, f0, f1;",
         # No instruction, but ptxas moves no load past it: without it, loads of the ring sink to where they are used.
         "bar.warp.sync 0xffffffff;",
         "mov.f32 z, 0f00000000;",
         # The four lanes of a row share its scales: four words of the chunk each.
-        f"shfl.sync.idx.b32 q, ${spread + chunk % 4}, {chunk // 4}, 0x1c1f, 0xffffffff;",
+        f"shfl.sync.idx.b32 q, {scales[chunk % 4]}, {chunk // 4}, 0x1c1f, 0xffffffff;",
     ]
     for group in (0, 1):
         for octet in range(octets):
-            x, offset = _registers("b", 8 * octet + 4 * group, 4), octet * octet_bytes + 1024 * chunk + 512 * group
-            lines.append(f"ldmatrix.sync.aligned.m8n8.x4.shared.b16 {x}, [${place} + {offset}];")
-        own = [f"${words + 2 * group}", f"${words + 2 * group + 1}"]
-        lines += _scale_sums(own, group) if octets == 1 else _scale_weights(own, group, octets)
-    return "{\n\t" + "\n\t".join(lines) + "\n}"
+            own, offset = _registers("b", 8 * octet + 4 * group, 4), octet * octet_bytes + 1024 * chunk + 512 * group
+            lines.append(f"ldmatrix.sync.aligned.m8n8.x4.shared.b16 {own}, [{x} + {offset}];")
+        pair = words[2 * group : 2 * group + 2]
+        lines += _scale_sums(pair, group) if octets == 1 else _scale_weights(pair, group, octets)
+    return [*lines, "}"]

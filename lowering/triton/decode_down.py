@@ -144,7 +144,6 @@ def decode_down_kernel(
             SPAN,
             SPAN,
             CHUNKS,
-            RING,
             STREAM_WARPS,
         )
         output = _own_output(unit, UNITS)

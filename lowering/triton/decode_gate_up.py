@@ -134,7 +134,7 @@ def decode_gate_up_kernel(
             sums, _ = take_sums(exchange, run_of_program(PROGRAMS) + 1, sums)
         sums, ring = multiply_unit(
             sums, ring, weight, record, following, address_of(shared), is_short, first, last, RECORDS,
-            CHUNKS, RING, gl.num_warps(),
+            CHUNKS, gl.num_warps(),
         )  # fmt: skip
         if not PAIRED and position % RECORDS > 0:
             put_sums(exchange, run_of_program(PROGRAMS), sums, BLOCK > OCTET or last == RECORDS)

@@ -113,7 +113,7 @@ def decode_routed_gate_up_kernel(
             gate_bias, up_bias = None, None
         sums, ring = multiply_unit(
             zero_sums(1), ring, weight, record, following, x_address, False, first, last, RECORDS,
-            CHUNKS, RING, gl.num_warps(),
+            CHUNKS, gl.num_warps(),
         )  # fmt: skip
         if first > 0:
             put_sums(exchange, run_of_program(PROGRAMS - 1), sums, last == RECORDS)

@@ -8,21 +8,15 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from .decode_chunk import chunk_assembly, chunk_constraints
+from .decode_chunk import CHUNK_X_BYTES
+from .decode_record import WORDS, fill_assembly, fill_constraints, records_assembly, records_constraints
 
 CHUNK_WORDS = gl.constexpr(128)
 """i32 of a chunk."""
+LANE_WORDS = gl.constexpr(WORDS)
 CHUNK_COLUMNS = gl.constexpr(64)
-CHUNK_X_BYTES = gl.constexpr(1024)
-"""Of an octet."""
 COLUMN_BYTES = gl.constexpr(16)
 """Of an octet in bf16."""
-
-
-@gluon.constexpr_function
-def words_layout(warps):
-    """[threads, 4]: four words a lane, 16 bytes that lie together."""
-    return gl.BlockedLayout([1, 4], [32, 1], [warps, 1], [1, 0])
 
 
 @gluon.constexpr_function
@@ -65,33 +59,33 @@ def first_record(
     UNITS: gl.constexpr = units_a_part(TILES, STREAM_WARPS, gl.num_warps())
     tile = unit % UNITS
     if gl.num_warps() > STREAM_WARPS:
-        thread = thread_numbers(gl.SliceLayout(1, words_layout(gl.num_warps())))
+        thread = thread_numbers(threads_layout(gl.num_warps()))
         tile = gl.minimum((tile * gl.num_warps() + thread // 32) // STREAM_WARPS, TILES - 1)
     record = ((expert * TILES + tile) * SPLITS + unit // UNITS % SPLITS) * SPAN
     return gl.where(unit < last, record, 0)
 
 
 @gluon.jit
-def load_chunk(stream, record, STEP: gl.constexpr, CHUNKS: gl.constexpr, STREAM_WARPS: gl.constexpr):
-    """i32 [threads, 4]: the STEP-th chunk of every warp from the start of `record`, as `first_record` gives it."""
-    layout: gl.constexpr = words_layout(gl.num_warps())
-    thread = gl.arange(0, 32 * gl.num_warps(), gl.SliceLayout(1, layout))
-    word = gl.arange(0, 4, gl.SliceLayout(0, layout))
-    start = stream + record.to(gl.int64) * ((1 + CHUNKS) * STREAM_WARPS * CHUNK_WORDS)
+def own_words(stream, record, CHUNKS: gl.constexpr, STREAM_WARPS: gl.constexpr):
+    """Addresses i64 [threads]: where each lane's words of `record`, as `first_record` gives it, begin."""
+    thread = thread_numbers(threads_layout(gl.num_warps()))
     if gl.num_warps() > STREAM_WARPS:
-        start = start[:, None]
         thread = thread % (32 * STREAM_WARPS)
-    places = thread[:, None] * 4 + word[None, :] + STEP * (STREAM_WARPS * CHUNK_WORDS)
-    return gl.load(start + places, eviction_policy="evict_first")
+    start = stream + record.to(gl.int64) * ((1 + CHUNKS) * STREAM_WARPS * CHUNK_WORDS)
+    return (start + thread * LANE_WORDS).to(gl.int64, bitcast=True)
 
 
 @gluon.jit
 def fill_ring(stream, record, CHUNKS: gl.constexpr, RING: gl.constexpr, STREAM_WARPS: gl.constexpr):
-    """The first RING chunks of a record."""
-    ring = (load_chunk(stream, record, 0, CHUNKS, STREAM_WARPS),)
-    for step in gl.static_range(1, RING):
-        ring = pushed(ring, load_chunk(stream, record, step, CHUNKS, STREAM_WARPS))
-    return ring
+    """The first RING chunks of a record: four i32 [threads] each."""
+    kind: gl.constexpr = gl.distributed_type(gl.int32, [32 * gl.num_warps()], threads_layout(gl.num_warps()))
+    return gl.inline_asm(
+        fill_assembly(RING, STREAM_WARPS),
+        fill_constraints(RING),
+        [own_words(stream, record, CHUNKS, STREAM_WARPS)],
+        (kind,) * (LANE_WORDS * RING),
+        is_pure=False,
+    )
 
 
 @gluon.jit
@@ -113,47 +107,6 @@ def zero_sums(OCTETS: gl.constexpr):
 
 
 @gluon.jit
-def multiply_chunk(sums, words, scales, x_lane, CHUNK: gl.constexpr, OCTET_BYTES: gl.constexpr):
-    """`sums` + chunk number CHUNK of a record times x. `x_lane` i32 [threads]: where a lane reads the record's x."""
-    form: gl.constexpr = sums[0].type
-    octets: gl.constexpr = len(sums) // 4
-    rest = (words, scales, x_lane)
-    return gl.inline_asm(
-        chunk_assembly(CHUNK, octets, OCTET_BYTES),
-        chunk_constraints(octets),
-        sums + rest,
-        (form,) * len(sums),
-        is_pure=False,
-    )
-
-
-@gluon.jit
-def multiply_record(
-    sums,
-    ring,
-    stream,
-    record,
-    following,
-    x_lane,
-    CHUNKS: gl.constexpr,
-    RING: gl.constexpr,
-    OCTET_BYTES: gl.constexpr,
-    STREAM_WARPS: gl.constexpr,
-):
-    """`sums` + a record whose first RING chunks are in `ring`; refills it, at the end from record `following`."""
-    scales = ring[0]
-    for step in gl.static_range(0, CHUNKS + 1):
-        if step > 0:
-            sums = multiply_chunk(sums, ring[0], scales, x_lane, step - 1, OCTET_BYTES)
-        if step + RING <= CHUNKS:
-            fresh = load_chunk(stream, record, step + RING, CHUNKS, STREAM_WARPS)
-        else:
-            fresh = load_chunk(stream, following, step + RING - CHUNKS - 1, CHUNKS, STREAM_WARPS)
-        ring = pushed(ring[1:], fresh)
-    return sums, ring
-
-
-@gluon.jit
 def multiply_unit(
     sums,
     ring,
@@ -166,7 +119,6 @@ def multiply_unit(
     end,
     SPAN: gl.constexpr,
     CHUNKS: gl.constexpr,
-    RING: gl.constexpr,
     STREAM_WARPS: gl.constexpr,
 ):
     """`sums` (`zero_sums`) + products with x of the records `begin` to `end` of a unit of SPAN, and the ring.
@@ -176,16 +128,16 @@ def multiply_unit(
     """
     if len(sums) == 4:
         return _multiply_records(
-            sums, ring, stream, record, following, x_address, begin, end, SPAN, CHUNKS, RING, STREAM_WARPS
+            sums, ring, stream, record, following, x_address, begin, end, SPAN, CHUNKS, STREAM_WARPS
         )
     if is_short:
         own, ring = _multiply_records(
-            sums[:4], ring, stream, record, following, x_address, begin, end, SPAN, CHUNKS, RING, STREAM_WARPS
+            sums[:4], ring, stream, record, following, x_address, begin, end, SPAN, CHUNKS, STREAM_WARPS
         )
         sums = own + sums[4:]
     else:
         sums, ring = _multiply_records(
-            sums, ring, stream, record, following, x_address, begin, end, SPAN, CHUNKS, RING, STREAM_WARPS
+            sums, ring, stream, record, following, x_address, begin, end, SPAN, CHUNKS, STREAM_WARPS
         )
     return sums, ring
 
@@ -202,15 +154,25 @@ def _multiply_records(
     end,
     SPAN: gl.constexpr,
     CHUNKS: gl.constexpr,
-    RING: gl.constexpr,
     STREAM_WARPS: gl.constexpr,
 ):
     """`multiply_unit` of as many octets as there are sums of."""
+    sum_kind: gl.constexpr = sums[0].type
+    word_kind: gl.constexpr = ring[0].type
+    RING: gl.constexpr = len(ring) // LANE_WORDS
+    OCTETS: gl.constexpr = len(sums) // 4
     octet_bytes: gl.constexpr = SPAN * CHUNKS * CHUNK_COLUMNS * COLUMN_BYTES
     x_lane = x_address + thread_numbers(threads_layout(gl.num_warps())) % 32 * 16 + begin * (CHUNKS * CHUNK_X_BYTES)
-    for step in range(begin, end):
-        then = gl.where(step + 1 < end, record + 1, following)
-        sums, ring = multiply_record(sums, ring, stream, record, then, x_lane, CHUNKS, RING, octet_bytes, STREAM_WARPS)
-        record += 1
-        x_lane += CHUNKS * CHUNK_X_BYTES
-    return sums, ring
+    own, then = (
+        own_words(stream, record, CHUNKS, STREAM_WARPS),
+        own_words(stream, following, CHUNKS, STREAM_WARPS),
+    )
+    read = (own, then, x_lane, end - begin)
+    found = gl.inline_asm(
+        records_assembly(OCTETS, octet_bytes, CHUNKS, RING, STREAM_WARPS),
+        records_constraints(OCTETS, RING),
+        sums + ring + read,
+        (sum_kind,) * len(sums) + (word_kind,) * len(ring),
+        is_pure=False,
+    )
+    return found[: len(sums)], found[len(sums) :]

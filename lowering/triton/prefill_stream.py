@@ -11,7 +11,7 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from .decode_stream import CHUNK_WORDS, thread_numbers, threads_layout, units_a_part, words_layout
+from .decode_stream import CHUNK_WORDS, thread_numbers, threads_layout, units_a_part
 from .decode_x import address_of
 from .prefill_chunk import STEP_COLUMNS, tokens_layout
 from .prefill_loop import BEGIN_CONSTRAINTS, UNIT_CONSTRAINTS, begin_assembly, declarations, unit_assembly
@@ -35,7 +35,7 @@ def fragment_start(
     Past the stream's last fragment it is that one: its rows are not stored.
     """
     RECORD: gl.constexpr = record_words(CHUNKS, STREAM_WARPS)
-    thread = thread_numbers(gl.SliceLayout(1, words_layout(gl.num_warps())))
+    thread = thread_numbers(threads_layout(gl.num_warps()))
     tile = unit % units_a_part(TILES, STREAM_WARPS, gl.num_warps())
     fragment = gl.minimum(tile * gl.num_warps() + thread // 32, TILES * STREAM_WARPS - 1)
     within = fragment // STREAM_WARPS * (RECORDS * RECORD) + fragment % STREAM_WARPS * CHUNK_WORDS + thread % 32 * 4

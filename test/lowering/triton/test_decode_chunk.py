@@ -8,7 +8,7 @@ import torch
 from ptx.machine import Machine
 from ptx.memory import Memory
 
-from moeloom.lowering.triton.decode_chunk import SUM_SCALE, chunk_assembly
+from moeloom.lowering.triton.decode_chunk import SUM_SCALE, chunk_lines
 from moeloom.runtime.pack_stream import pack_stream
 from moeloom.runtime.reference import dequantise
 from moeloom.runtime.stream import MOST_CHUNKS, Stream
@@ -61,8 +61,9 @@ def product(codes: torch.Tensor, scales: torch.Tensor, x: np.ndarray) -> np.ndar
     sums = [np.zeros(32, np.uint32)] * 4
     for chunk in range(stream.chunks):
         words, spread = packed[1 + chunk].reshape(32, 4).T, packed[0].reshape(32, 4).T
-        # $0-$3 are tied to $4-$7, the sums before.
-        sums = on_a_warp(chunk_assembly(chunk, 1, 0), [*sums, *sums, *words, *spread, LANES * 16], x_words(x))
+        names = [f"${4 + i}" for i in range(9)]
+        lines = chunk_lines(chunk, names[:4], names[4:8], names[8], 1, 0)
+        sums = on_a_warp("\n".join(lines), [*sums, *words, *spread, LANES * 16], x_words(x))
     found = np.zeros((16, 8))
     for i in range(4):
         found[LANES // 4 + 8 * (i // 2), LANES % 4 * 2 + i % 2] = floats(sums[i]) * SUM_SCALE.value
