@@ -1,35 +1,52 @@
 """The machine code of a target: what its lowered programs launch, compiled and described for the manifest."""
 
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from moeloom.lowering.cpu import objects
 from moeloom.lowering.cpu.build import write_libraries
 from moeloom.lowering.targets import Target
 from moeloom.lowering.triton.architecture import ALIGNED
-from moeloom.lowering.triton.build import write_kernels
+from moeloom.lowering.triton.build import WORKER, environment, write_kernels
+from moeloom.lowering.workers import Workers
 
 Progress = Callable[[int, int], None]
 
 
 def write_code(
-    target: Target, kernels: Mapping[str, dict], programs: Mapping[str, dict], folder: Path, cache: Path, step: Progress
+    target: Target,
+    kernels: Mapping[str, dict],
+    programs: Mapping[str, dict],
+    folder: Path,
+    workers: Workers,
+    step: Progress,
 ) -> dict[str, Any]:
     """Compile `kernels` into `folder`: the manifest's `architecture`, `libraries` and `kernels` of the target.
 
-    kernels: symbol -> {"template", "params"}. programs: as docs/program.md writes them. `cache` keeps what was
-    compiled. CompileError of one line where a kernel does not compile.
+    kernels: symbol -> {"template", "params"}. programs: as docs/program.md writes them. The folder of `workers` keeps
+    what was compiled. CompileError of one line where a kernel does not compile.
     """
+    cache = workers.folder
     if target.architecture is None:
-        return {"libraries": write_libraries(kernels, folder, cache, step), "kernels": dict(kernels)}
+        return {"libraries": write_libraries(kernels, folder, cache, step, workers), "kernels": dict(kernels)}
     odd_strides: dict[str, set[int]] = {}
     for program in programs.values():
         for name, number in _odd_strides(program):
             odd_strides.setdefault(name, set()).add(number)
     architecture = {name: asdict(target.architecture)[name] for name in ("backend", "name", "warp_size")}
-    described = write_kernels(kernels, target.architecture, folder, cache, step, odd_strides)
+    described = write_kernels(kernels, target.architecture, folder, cache, step, odd_strides, workers)
     return {"architecture": architecture, "libraries": [], "kernels": described}
+
+
+def start_workers(targets: Sequence[Target], workers: Workers) -> None:
+    """Start those that will compile the kernels of `targets`, while there is something else to do."""
+    if any(target.architecture is None for target in targets):
+        workers.start(objects.__name__, os.environ)
+    if any(target.architecture is not None for target in targets):
+        workers.start(WORKER, environment())
 
 
 def _odd_strides(program: Mapping[str, Any]) -> Iterator[tuple[str, int]]:

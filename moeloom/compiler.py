@@ -15,10 +15,11 @@ from torch_mlir import ir
 
 from moeloom import dialects
 from moeloom.lowering import emit
-from moeloom.lowering.build import write_code
+from moeloom.lowering.build import start_workers, write_code
 from moeloom.lowering.cache import default_folder, opened
 from moeloom.lowering.pipeline import Options, layout_of, phases
 from moeloom.lowering.targets import target
+from moeloom.lowering.workers import Workers
 from moeloom.passes import pipeline
 from moeloom.passes.report import Record, Report
 from moeloom.runtime.artifact import ArtifactWriter
@@ -112,12 +113,14 @@ def compile(
     rows = [tables[row.name].applied() if row.name in tables else row for row in rows]
     folder = opened(Path(cache or default_folder()))
     job = _Job(progress or (lambda phase, done, total: None))
-    with ArtifactWriter(Path(output), overwrite=overwrite) as artifact:
+    with ArtifactWriter(Path(output), overwrite=overwrite) as artifact, Workers(folder) as workers:
         with job.phase("import"):
             imported = (
                 model
                 if isinstance(model, ImportedModule)
-                else import_torch(model, activations=activations, cache=folder)
+                else import_torch(
+                    model, activations=activations, cache=folder, importing=lambda: start_workers(rows, workers)
+                )
             )
         if weights == "copy" and imported.weights is None and imported.needs_weights:
             raise CompileRefused(
@@ -139,7 +142,7 @@ def compile(
                 programs = {name: emit.program(function) for name, function in emit.programs_of(module).items()}
                 kernels = emit.kernels(module)
             with job.phase(f"kernels {row.name}") as step:
-                code = write_code(row, kernels, programs, artifact.directory / "kernels", folder, step)
+                code = write_code(row, kernels, programs, artifact.directory / "kernels", workers, step)
             packed = {}
             if files is not None:
                 with job.phase("weights"):

@@ -5,7 +5,7 @@ What a config.json becomes can be kept by content: then neither transformers nor
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -76,18 +76,24 @@ def is_public(function: func.FuncOp) -> bool:
 
 
 def import_torch(
-    model: str | Path | nn.Module, *, activations: Activations = "mxfp4", cache: Path | None = None
+    model: str | Path | nn.Module,
+    *,
+    activations: Activations = "mxfp4",
+    cache: Path | None = None,
+    importing: Callable[[], None] = lambda: None,
 ) -> ImportedModule:
     """The MoE blocks of `model` as one MLIR module, in the torch dialect with `torch.moe` operators.
 
     `model` is a checkpoint directory, a config.json, a Python "module:factory" whose call returns a torch.nn.Module,
     such a module (a transformers model or one MoE block), or a .mlir file, which is parsed. With `activations` mxfp4
     each block gets an entry for pre-quantised activations. `cache` is a folder that keeps what a config.json became.
+    `importing` is called before what takes seconds, unless the cache spares it.
     Raises ModelError, in one line, for what it cannot import.
     """
     if activations not in get_args(Activations):
         raise ModelError(f"activations is {activations!r}; it must be {' or '.join(get_args(Activations))}")
     if isinstance(model, nn.Module):
+        importing()
         from moeloom import block_import, families
 
         return _declaring(block_import.import_blocks(families.find_blocks(model), activations), ModuleWeights(model))
@@ -95,22 +101,28 @@ def import_torch(
     if path.suffix == ".mlir":
         return ImportedModule(parse(path))
     if ":" in str(model) and not path.exists():
-        return import_torch(call_factory(str(model)), activations=activations)
+        return import_torch(call_factory(str(model)), activations=activations, importing=importing)
     if path.is_file():
         config = read_config(path)
-        return ImportedModule(import_config(config, str(path), activations, cache), config=config)
+        return ImportedModule(import_config(config, str(path), activations, cache, importing), config=config)
     checkpoint = Checkpoint(path)
-    module = import_config(checkpoint.config, str(path), activations, cache)
+    module = import_config(checkpoint.config, str(path), activations, cache, importing)
     check_weights(checkpoint, module)
     return _declaring(module, checkpoint, checkpoint.config)
 
 
 def import_config(
-    config: Mapping[str, Any], where: str, activations: Activations, cache: Path | None = None
+    config: Mapping[str, Any],
+    where: str,
+    activations: Activations,
+    cache: Path | None = None,
+    importing: Callable[[], None] = lambda: None,
 ) -> ir.Module:
-    """The MoE blocks of the model that a config.json describes; `where` is how an error calls it."""
+    """The MoE blocks of the model that a config.json describes; `where` is how an error calls it. `cache`, `importing`
+    as of `import_torch`."""
 
     def make() -> ir.Module:
+        importing()
         from moeloom import block_import, families
 
         model = block_import.from_config(config, where)

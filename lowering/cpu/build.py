@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from moeloom.lowering.workers import CompileError, make
+from moeloom.lowering.workers import CompileError, Workers, make
 
 from . import objects
 from .compile import link
@@ -15,17 +15,22 @@ from .tiers import BEST_FIRST
 
 
 def write_libraries(
-    kernels: Mapping[str, Mapping], folder: Path, cache: Path, progress: Callable[[int, int], None]
+    kernels: Mapping[str, Mapping],
+    folder: Path,
+    cache: Path,
+    progress: Callable[[int, int], None],
+    workers: Workers | None = None,
 ) -> list[dict]:
     """Compile `kernels` (symbol -> {"template", "params"}) into `folder`: the manifest's `libraries`, best first.
 
-    `cache` keeps object files between compilations.
+    `cache` keeps object files between compilations; `workers` is as of `make`.
     """
     unknown = sorted({kernel["template"] for kernel in kernels.values()} - TEMPLATES.keys())
     if unknown:
         raise CompileError(f"target cpu has no kernel template {', '.join(unknown)}")
     wanted = [objects.jobs(kernels, tier.name) for tier in BEST_FIRST]
-    made = iter(make(objects.__name__, [job for tier in wanted for job in tier], cache, progress))
+    jobs = [job for tier in wanted for job in tier]
+    made = iter(make(objects.__name__, jobs, cache, progress, workers=workers))
     libraries = []
     for tier, parts in zip(BEST_FIRST, wanted, strict=True):
         path = folder / f"cpu-{tier.name}.so"

@@ -23,7 +23,7 @@ def jobs(kernels: Mapping[str, Mapping], tier: str) -> list[Job]:
 def _job(name: str, template: str, params: Mapping[str, Any], tier: str) -> Job:
     work = {"name": name, "template": template, "params": dict(params), "tier": tier}
     key = content_key(work, sources(Path(__file__).parent, "torch-mlir"))
-    return Job(f"kernel {name} for tier {tier}", work, f"{key}.o", costly=template in COSTLY)
+    return Job(f"kernel {name} for tier {tier}", work, f"{key}.o", int(template in COSTLY))
 
 
 def write(work: Mapping[str, Any], path: Path) -> None:

@@ -11,14 +11,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from moeloom.lowering.workers import CompileError, Job, content_key, make, sources
+from moeloom.lowering.workers import CompileError, Job, Workers, content_key, make, sources
 
 from .architecture import ALIGNED, Architecture
 from .compile import CODE, FACTS
 from .templates import TEMPLATES
 
-COSTLY = ("gate_up", "down", "experts_one_stage", "prefill_gate_up", "prefill_down")
 WORKER = "moeloom.lowering.triton.compile"
+PRODUCTS = ("gate_up", "down", "experts_one_stage")
+"""What the names of their templates end in."""
 
 
 def write_kernels(
@@ -28,13 +29,15 @@ def write_kernels(
     cache: Path,
     progress: Callable[[int, int], None],
     odd_strides: Mapping[str, Collection[int]] = MappingProxyType({}),
+    workers: Workers | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Compile `kernels` (name -> {"template", "params"}) into `folder`/<architecture>: the manifest's `kernels`.
 
     odd_strides: by kernel the numbers of the arguments that are strides, but may not be multiples of ALIGNED.
-    `cache` keeps code objects between compilations. CompileError (one line) when a kernel does not compile.
+    `cache` keeps code objects between compilations; `workers` is as of `make`. CompileError (one line) when a kernel
+    does not compile.
     """
-    compiled = compile_kernels(kernels, architecture, cache, progress, odd_strides)
+    compiled = compile_kernels(kernels, architecture, cache, progress, odd_strides, workers)
     place = folder / architecture.name
     place.mkdir(parents=True, exist_ok=True)
     described = {}
@@ -61,13 +64,14 @@ def compile_kernels(
     cache: Path,
     progress: Callable[[int, int], None],
     odd_strides: Mapping[str, Collection[int]] = MappingProxyType({}),
+    workers: Workers | None = None,
 ) -> dict[str, Path]:
     """The folder of every kernel in `cache` (code, assembly, facts: see compile.py)."""
     absent = sorted({kernel["template"] for kernel in kernels.values()} - TEMPLATES.keys())
     if absent:
         raise CompileError(f"target {architecture.name} has no kernel template {', '.join(absent)}")
     jobs = [_job(name, kernel, architecture, odd_strides.get(name, ())) for name, kernel in kernels.items()]
-    return dict(zip(kernels, make(WORKER, jobs, cache, progress, _environment()), strict=True))
+    return dict(zip(kernels, make(WORKER, jobs, cache, progress, environment(), workers), strict=True))
 
 
 def divisible(kernel: Mapping[str, Any], odd_strides: Collection[int] = ()) -> list[int]:
@@ -88,9 +92,11 @@ def _job(name: str, kernel: Mapping[str, Any], architecture: Architecture, odd_s
         "divisible": divisible(kernel, odd_strides),
     }
     key = content_key(work, sources(Path(__file__).parent, "triton"))
-    return Job(f"kernel {name} for {architecture.name}", work, f"{key}.{architecture.code}", template in COSTLY)
+    # The code of a product grows with the rows of a block.
+    cost = kernel["params"]["block"] if template.endswith(PRODUCTS) else 0
+    return Job(f"kernel {name} for {architecture.name}", work, f"{key}.{architecture.code}", cost)
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Ours without Triton's switches: its interpreter, dumps, overrides and other compilers."""
     return {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}

@@ -16,6 +16,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompilationError
 from triton.experimental.gluon._runtime import GluonASTSource
+from triton.runtime.cache import triton_key
 
 from moeloom.lowering.workers import CompileError, serve
 
@@ -168,4 +169,5 @@ def _scratch(types: Sequence[str], text: str) -> int:
 
 
 if __name__ == "__main__":
+    triton_key()  # a hash of Triton that every compilation wants: half a second, before there is one
     serve(write_kernel)

@@ -1,11 +1,12 @@
 """The worker pool with a worker of its own: what it makes is kept, and every way to fail is one line and no file."""
 
 import os
+import time
 
 import pytest
 
 from moeloom.lowering.cache import LOOKED_THROUGH
-from moeloom.lowering.workers import CompileError, Job, content_key, make
+from moeloom.lowering.workers import CompileError, Job, Workers, content_key, make
 
 WORKER = """
 import ctypes, os, pathlib, sys, time
@@ -20,6 +21,8 @@ def compile(work, path):
         print("compilers chat on stdout")
         print("and warn on stderr", file=sys.stderr)
         path.write_text(work["text"] + os.environ.get("CHOSEN", ""))
+    elif do == "say who":
+        path.write_text(str(os.getpid()))
     elif do == "refuse":
         raise CompileError("it asks for 3 warps")
     elif do == "raise":
@@ -67,7 +70,7 @@ def quiet(done, total):
 
 
 def test_makes_every_job_once_and_keeps_it(module, tmp_path):
-    jobs = [job("file", "a"), job("folder", "b", costly=True), job("file", "c"), job("file", "a")]
+    jobs = [job("file", "a"), job("folder", "b", cost=1), job("file", "c"), job("file", "a")]
     seen = []
     paths = make(module, jobs, tmp_path / "kept", lambda done, total: seen.append((done, total)))
     assert [path.read_text() for path in (paths[0], paths[1] / "code", paths[2])] == ["a", "b", "c"]
@@ -107,8 +110,56 @@ def test_failure_stops_the_jobs_behind_it(module, tmp_path):
     refused = tmp_path / "refused"
     waits = [Job("kernel late", {"do": "wait for its end", "text": str(refused)}, f"late_{n}") for n in range(40)]
     with pytest.raises(CompileError, match="3 warps"):
-        make(module, [job("refuse aloud", str(refused), costly=True), *waits], tmp_path / "kept", quiet)
+        make(module, [job("refuse aloud", str(refused), cost=1), *waits], tmp_path / "kept", quiet)
     assert len(list((tmp_path / "kept").iterdir())) < len(os.sched_getaffinity(0))  # those that had begun
+
+
+def is_running(process: str) -> bool:
+    return os.path.exists(f"/proc/{process}")
+
+
+def test_workers_wait_for_more_and_end_with_who_keeps_them(module, tmp_path):
+    with Workers(tmp_path / "kept") as workers:
+        (tmp_path / "kept").mkdir()
+        first, second, third = (
+            make(module, [job("say who", text)], workers.folder, quiet, workers=workers)[0].read_text()
+            for text in "abc"
+        )
+        assert first == second == third and is_running(first)
+        with pytest.raises(CompileError):
+            make(module, [job("refuse")], workers.folder, quiet, workers=workers)
+        assert not is_running(first)  # one that has failed is not used again
+        [path] = make(module, [job("say who", "d")], workers.folder, quiet, workers=workers)
+        assert path.read_text() != first and is_running(path.read_text())
+    assert not is_running(path.read_text())
+    assert {path.name.partition("_")[0] for path in workers.folder.iterdir()} == {
+        LOOKED_THROUGH,
+        *(job("say who", text).key for text in "abcd"),
+    }
+
+
+def test_workers_that_were_started_ahead_are_used(module, tmp_path):
+    with Workers(tmp_path) as workers:
+        workers.start(module, {**os.environ, "CHOSEN": "!"})
+        patience = time.monotonic() + 60
+        while not list(tmp_path.glob("tmp*/stderr")) and time.monotonic() < patience:
+            time.sleep(0.01)
+        [path] = make(module, [job("file")], tmp_path, quiet, {**os.environ, "CHOSEN": "?"}, workers)
+        assert path.read_text() == "x!"
+
+
+def test_workers_that_cannot_start_say_why_when_they_are_asked(tmp_path):
+    with Workers(tmp_path) as workers:
+        workers.start("no_such_module", os.environ)
+        with pytest.raises(CompileError, match="kernel x failed: .*No module named no_such_module"):
+            make("no_such_module", [job("file")], tmp_path, quiet, workers=workers)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_workers_that_nobody_asks_end_too(module, tmp_path):
+    with Workers(tmp_path) as workers:
+        workers.start(module, os.environ)
+    assert list(tmp_path.glob("tmp*")) == []
 
 
 def test_key_follows_the_work_and_the_compiler():

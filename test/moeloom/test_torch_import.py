@@ -291,9 +291,11 @@ def without_importing(model, cache):
 def test_a_kept_import_is_the_import(tmp_path, checkpoint, file):
     model = checkpoint("gpt_oss") / file
     assert "ModuleNotFoundError" in without_importing(model, tmp_path).stderr
-    made = import_torch(model, cache=tmp_path)
+    told = []
+    made = import_torch(model, cache=tmp_path, importing=lambda: told.append("made"))
     (kept,) = tmp_path.iterdir()
-    again = import_torch(model, cache=tmp_path)
+    again = import_torch(model, cache=tmp_path, importing=lambda: told.append("again"))
+    assert told == ["made"]
     for imported in (made, again, import_torch(model)):
         assert imported.module.operation.get_asm(enable_debug_info=True) == kept.read_text()
     done = without_importing(model, tmp_path)

@@ -174,6 +174,6 @@ def test_refuses_code_that_takes_other_arguments(tmp_path):
 def test_workers_do_without_tritons_variables(monkeypatch):
     monkeypatch.setenv("TRITON_KERNEL_DUMP", "1")
     monkeypatch.setenv("TMPDIR", "/")
-    environment = build._environment()
+    environment = build.environment()
     assert [name for name in environment if name.startswith("TRITON_")] == []
     assert environment["TMPDIR"] == "/"
