@@ -11,10 +11,11 @@ all of them when the run is over.
 
 How a row is measured: layers and inputs take turns, 20 calls or more in a graph (4 from 16384 tokens on), so that
 weights come from memory. Numbers first: each artifact against the float64 reference (in the first run, up to 4096
-tokens), each peer against the first artifact, on the row's first input. Then the burst of each (median of 9 replays
-after a pause), then each sustained (the second half of 1.2 s of replays). The floor is the bytes of the experts that
-this very routing touches over the bandwidth measured before and after. Every side gets the same x, router and expert
-weights; peers have ATen compute the router's product. How tokens are routed is defined in moeloom/routing.py.
+tokens), each peer against the first artifact, on the row's first input. Then three bursts of each (9 replays after a
+pause; the median of all), all sides in turns, each turn begun by another one, since who comes later meets a warmer GPU;
+then each sustained (the second half of 1.2 s of replays). The floor is the bytes of the experts that this very routing
+touches over the bandwidth measured before and after. Every side gets the same x, router and expert weights; peers have
+ATen compute the router's product. How tokens are routed is defined in moeloom/routing.py.
 
 Peers: transformers on a CPU. On a GPU triton_kernels and Marlin as vLLM 0.22.0 carries them, from a folder that git
 ignores, prepared by

@@ -1,9 +1,10 @@
 """One row of `moe_layer.py`: a layer under one routing, every side checked, then timed."""
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import moeloom
@@ -17,7 +18,8 @@ from moeloom.tools.artifact import blocks
 REFERENCE_BANDWIDTH = 4.57e12
 """Bytes a second that an H200 was once seen to read: a floor that does not move from run to run."""
 REFERENCE_TOKENS = 4096
-MEASURES = ("burst", "sustained")
+BURSTS = 3
+"""Of each side, all sides in turns: who comes behind another one meets a warmer GPU."""
 ACTIVATIONS = {"bf16": "A16", "mxfp4": "A4"}
 
 
@@ -117,11 +119,11 @@ class Row:
             self._prepare(name, lambda side, name=name: self._own(side, self.layer.sides[name]))
         for peer in self.layer.peers:
             self._prepare(peer.name, lambda side, peer=peer: self._peer(side, peer))
+        sides = [side for side in self.sides if side.name in self.rounds]
         with timing.torch_threads(device):
-            for measure in MEASURES:
-                for side in self.sides:
-                    if side.name in self.rounds:
-                        self._time(side, measure)
+            self._time_bursts(sides)
+            for side in sides:
+                self._time_sustained(side)
         self.rounds.clear()
         rate = max(rate, bandwidth(device))
         return {"kind": "row"} | asdict(case) | self._work(rate) | {"sides": [asdict(side) for side in self.sides]}
@@ -153,12 +155,8 @@ class Row:
         """A side checked and captured; whatever fails there is a note."""
         side = Side(name)
         self.sides.append(side)
-        try:
-            with timing.torch_threads(self.layer.first.device):
-                calls = build(side)
-                self.rounds[name] = timing.Round(calls, self.layer.first.device)
-        except Exception as error:
-            side.note = line(error)
+        with noting(side), timing.torch_threads(self.layer.first.device):
+            self.rounds[name] = timing.Round(build(side), self.layer.first.device)
 
     def _own(self, side: Side, executable: Executable) -> list[timing.Call]:
         name, inputs = self.turns[0]
@@ -180,15 +178,34 @@ class Row:
             side.note = f"timing only: relative L2 to ours is {side.relative_l2:.3g}, beyond {limit}"
         return [peer.call(name, inputs["x"]) for name, inputs in turns]
 
-    def _time(self, side: Side, measure: str) -> None:
+    def _time_bursts(self, sides: Sequence[Side]) -> None:
+        """Sides in turns, another one first each time."""
+        times: dict[str, list[float]] = {side.name: [] for side in sides}
+        readings = {side.name: clocks.Readings() for side in sides}
+        for turn in range(BURSTS):
+            first = turn * len(sides) // BURSTS
+            for side in (*sides[first:], *sides[:first]):
+                with noting(side):
+                    watch = self._watch(readings[side.name])
+                    times[side.name] += timing.burst_times(self.rounds[side.name], during=watch)
+        for side in sides:
+            side.burst = median(times[side.name]) if times[side.name] else None
+            side.clocks["burst"] = readings[side.name].summary()
+
+    def _time_sustained(self, side: Side) -> None:
         readings = clocks.Readings()
-        watch = nullcontext() if self.sensors is None else self.sensors.watch(readings)
-        try:
-            if measure == "burst":
-                side.burst = timing.burst(self.rounds[side.name], during=watch)
-            else:
-                with watch:
-                    side.sustained = timing.sustained(self.rounds[side.name], self.seconds)
-        except Exception as error:
-            side.note = line(error)
-        side.clocks[measure] = readings.summary()
+        with noting(side), self._watch(readings):
+            side.sustained = timing.sustained(self.rounds[side.name], self.seconds)
+        side.clocks["sustained"] = readings.summary()
+
+    def _watch(self, readings: clocks.Readings) -> AbstractContextManager:
+        return nullcontext() if self.sensors is None else self.sensors.watch(readings)
+
+
+@contextmanager
+def noting(side: Side) -> Iterator[None]:
+    """Whatever fails is the side's note."""
+    try:
+        yield
+    except Exception as error:
+        side.note = line(error)

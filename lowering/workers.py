@@ -206,7 +206,7 @@ class _Worker:
 
     def end(self) -> None:
         self.kill()
-        with self._opened, self._process:
+        with suppress(BrokenPipeError), self._opened, self._process:  # it may not have read its last job
             pass
 
 

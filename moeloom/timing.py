@@ -104,12 +104,19 @@ def timed(calls: Sequence[Call], device: Device) -> tuple[Callable[[int], object
     return Round(calls, device).once, len(calls)
 
 
-def burst(calls: Round, replays: int = BURST_REPLAYS, during: AbstractContextManager | None = None) -> float:
-    """Median seconds of a call over a few rounds after a pause; the rounds run inside `during`."""
+def burst(calls: Round, replays: int = BURST_REPLAYS) -> float:
+    """Median seconds of a call over a few rounds after a pause."""
+    return median(burst_times(calls, replays))
+
+
+def burst_times(
+    calls: Round, replays: int = BURST_REPLAYS, during: AbstractContextManager | None = None
+) -> list[float]:
+    """Seconds of a call in each of a few rounds after a pause; the rounds run inside `during`."""
     calls.times(1)
     time.sleep(PAUSE_SECONDS)
     with during or nullcontext():
-        return median(calls.times(replays))
+        return calls.times(replays)
 
 
 def sustained(calls: Round, seconds: float = SUSTAINED_SECONDS) -> float:

@@ -151,7 +151,7 @@ def test_workers_that_were_started_ahead_are_used(module, tmp_path):
 def test_workers_that_cannot_start_say_why_when_they_are_asked(tmp_path):
     with Workers(tmp_path) as workers:
         workers.start("no_such_module", os.environ)
-        with pytest.raises(CompileError, match="kernel x failed: .*No module named no_such_module"):
+        with pytest.raises(CompileError, match=r"kernel x failed: .*No module named no_such_module"):
             make("no_such_module", [job("file")], tmp_path, quiet, workers=workers)
     assert list(tmp_path.iterdir()) == []
 
