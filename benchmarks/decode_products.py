@@ -24,17 +24,19 @@ from torch import Tensor
 from moeloom.runtime import reference
 from moeloom.runtime.cuda import Cuda
 from moeloom.runtime.pack_stream import pack_stream
+from moeloom.runtime.stream import EXCHANGE_FLAGS
 
 SM = 132
 BYTES_PER_SECOND = 4.57e12  # that an H200 reads, measured
 WEIGHT_BYTES = 17 / 32
 LAYERS, LAUNCHES, REPLAYS = 4, 20, 9
+OCTET, SUMS_A_THREAD = 8, 4  # of the sums that programs exchange, which are zeroed before the first launch alone
 TOLERANCE = 2e-3
 F4 = {"x": "f4E2M1FN", "layout": "tiled_32x8"}
 BASE: dict[str, Any] = {
     "block": 8, "x": "bf16", "layout": "none", "has_bias": False, "has_weights": False, "requantize": "none",
     "activation": "silu", "alpha": 1.702, "limit": 7.0, "num_stages": 1, "ring": 8, "maxnreg": 128, "early": False,
-    "quantise": "none", "routes": "none", "experts": 0,
+    "quantise": "none", "routes": "none", "experts": 0, "paired": False,
 }  # fmt: skip
 GATE_UP, DOWN = (
     {"num_warps": 8, "programs": 2 * SM},
@@ -77,14 +79,20 @@ def compile_kernels(folder: Path, kernels: Iterable[Described]) -> None:
     from moeloom.lowering.triton import build
     from moeloom.lowering.triton.architecture import ARCHITECTURES
     from moeloom.lowering.triton.compile import CODE, FACTS
+    from moeloom.lowering.triton.templates import TEMPLATES
 
     folder.mkdir(parents=True, exist_ok=True)
     described = {file: {"template": template, "params": params} for file, template, params in kernels}
     compiled = build.compile_kernels(described, ARCHITECTURES["sm_90"], folder / "cache", lambda *_: None)
     for file, made in compiled.items():
-        facts = json.loads((made / FACTS).read_text())
+        params = described[file]["params"]
+        about = {
+            "params": params,
+            "arguments": [name for name, _ in TEMPLATES[described[file]["template"]].arguments(params)],
+            "facts": json.loads((made / FACTS).read_text()),
+        }
         (folder / f"{file}.cubin").write_bytes((made / CODE).read_bytes())
-        (folder / f"{file}.json").write_text(json.dumps(described[file] | {"facts": facts}))
+        (folder / f"{file}.json").write_text(json.dumps(about))
 
 
 class Kernel:
@@ -92,13 +100,15 @@ class Kernel:
 
     def __init__(self, driver: Cuda, folder: Path, file: str) -> None:
         described = json.loads((folder / f"{file}.json").read_text())
-        self.params, facts = described["params"], described["facts"]
+        self.params, self.arguments, facts = (described[name] for name in ("params", "arguments", "facts"))
         module = driver.load((folder / f"{file}.cubin").read_bytes(), file)
         function = driver.function(module, facts["symbol"], facts["shared"])
         self._launched = (function, self.params["programs"], 1, 1, facts["threads"], 1, 1, facts["shared"])
         self._driver, self._scratch = driver, facts["scratch"]
 
     def launch(self, arguments: list[Tensor | int], m: int) -> None:
+        if len(arguments) != len(self.arguments):
+            raise ValueError(f"{len(arguments)} arguments are given for {', '.join(self.arguments)}")
         words = [value if isinstance(value, int) else value.data_ptr() for value in arguments]
         slots = (ctypes.c_int64 * (len(words) + 1 + self._scratch))(*words, m)
         addresses = [ctypes.addressof(slots) + 8 * place for place in range(len(slots))]
@@ -124,6 +134,9 @@ class Product:
             [pack_stream(c, s, order, warps) for c, s in zip(self.codes, self.scales, strict=True)]
         )
         self.outputs = intermediate if self.first else hidden
+        threads = 32 * self.params["num_warps"]
+        words = EXCHANGE_FLAGS + self.params["programs"] * threads * SUMS_A_THREAD * (self.params["block"] // OCTET)
+        self.exchange = torch.zeros(words, dtype=torch.int32, device="cuda")
 
     def x(self, m: int) -> Tensor:
         """Rows of the stage; of the first one with a stride of their own."""
@@ -142,7 +155,8 @@ class Product:
             given = [codes, codes.stride(0), placed.cuda()] if self.first else [codes, placed.cuda()]
             values = reference.dequantise(codes, scales).double()
         given += [ids, expert_ids, num_valid, *([weights] if self.params["has_weights"] else []), stream]
-        return given + ([] if self.bias is None else [self.bias]), values
+        given += [] if self.bias is None else [self.bias]
+        return given + ([self.exchange] if "exchange" in self.kernel.arguments else []), values
 
     def result(self, m: int) -> Tensor:
         """Poisoned."""
