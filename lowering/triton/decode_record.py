@@ -3,7 +3,7 @@
 A record is a scale chunk and its chunks of weights, its slots: of each a lane has four words. The ring holds the next
 few slots of a lane. What a slot held is used, then the one that comes a ring later is asked for: of this record, of the
 next, or of the one that follows the unit. It is one piece of assembly, so that Triton, MLIR and LLVM have one operation
-where there were 600, and do not unroll it.
+where there were a thousand, and do not unroll it.
 """
 
 from __future__ import annotations
