@@ -87,13 +87,12 @@ def import_torch(
     `model` is a checkpoint directory, a config.json, a Python "module:factory" whose call returns a torch.nn.Module,
     such a module (a transformers model or one MoE block), or a .mlir file, which is parsed. With `activations` mxfp4
     each block gets an entry for pre-quantised activations. `cache` is a folder that keeps what a config.json became.
-    `importing` is called before what takes seconds, unless the cache spares it.
-    Raises ModelError, in one line, for what it cannot import.
+    `importing` is called before what a config.json describes is imported, which takes seconds, unless the cache spares
+    it. Raises ModelError, in one line, for what it cannot import.
     """
     if activations not in get_args(Activations):
         raise ModelError(f"activations is {activations!r}; it must be {' or '.join(get_args(Activations))}")
     if isinstance(model, nn.Module):
-        importing()
         from moeloom import block_import, families
 
         return _declaring(block_import.import_blocks(families.find_blocks(model), activations), ModuleWeights(model))
@@ -101,7 +100,7 @@ def import_torch(
     if path.suffix == ".mlir":
         return ImportedModule(parse(path))
     if ":" in str(model) and not path.exists():
-        return import_torch(call_factory(str(model)), activations=activations, importing=importing)
+        return import_torch(call_factory(str(model)), activations=activations)
     if path.is_file():
         config = read_config(path)
         return ImportedModule(import_config(config, str(path), activations, cache, importing), config=config)
