@@ -183,7 +183,7 @@ class Row:
         times: dict[str, list[float]] = {side.name: [] for side in sides}
         readings = {side.name: clocks.Readings() for side in sides}
         for turn in range(BURSTS):
-            first = turn * len(sides) // BURSTS
+            first = turn % max(len(sides), 1)
             for side in (*sides[first:], *sides[:first]):
                 with noting(side):
                     watch = self._watch(readings[side.name])

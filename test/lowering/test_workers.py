@@ -162,6 +162,16 @@ def test_workers_that_nobody_asks_end_too(module, tmp_path):
     assert list(tmp_path.glob("tmp*")) == []
 
 
+def test_what_costs_most_is_made_first(module, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0})
+    jobs = [job("file", text, cost=cost) for text, cost in (("a", 0), ("b", 8), ("c", 160), ("d", 16))]
+    seen = []
+    make(module, jobs, tmp_path, lambda done, total: seen.append({path.name for path in tmp_path.glob("*")}))
+    kept = {one.key: one.work["text"] for one in jobs}
+    found = [{kept[name] for name in names if name in kept} for names in seen]
+    assert found == [set(), {"c"}, {"c", "d"}, {"c", "d", "b"}, {"c", "d", "b", "a"}]
+
+
 def test_key_follows_the_work_and_the_compiler():
     keys = {content_key({"a": 1}, "1"), content_key({"a": 2}, "1"), content_key({"a": 1}, "2")}
     assert len(keys) == 3
