@@ -3,7 +3,7 @@
 A program has one row of x, some of its groups, and some of the slots that the row occurs in: its token's k in stage 1,
 one in stage 2. The token sort has said where they are sorted to, and which is its expert's last (`slot_rows`), so
 nothing is searched, and no program has padding alone to write: the zeros that fill a sort block up belong to the last
-row in it.
+row in it, and those behind the last block to the first row of x.
 """
 
 from __future__ import annotations
@@ -21,18 +21,7 @@ from .sort_tokens import LAST
 from .template import POINTERS, Params, Template
 
 _ROWS = tl.constexpr(8)
-"""Sorted rows written at a time: a row with a scale, and padding behind it."""
-
-
-@triton.jit
-def _padding_end(used, rows, is_last, BLOCK: tl.constexpr):
-    """Behind the last row that pads the block of sorted `rows`; the row after it unless it `is_last` of its expert.
-
-    The last block in use is padded up to a multiple of 32 rows, those of the layout's blocks.
-    """
-    end = (rows // BLOCK + 1) * BLOCK
-    end = tl.where(end == used, (end + BLOCK_ROWS - 1) // BLOCK_ROWS * BLOCK_ROWS, end)
-    return tl.where(is_last, end, rows + 1)
+"""Sorted rows written at a time, the first a multiple of it."""
 
 
 @triton.jit
@@ -45,12 +34,21 @@ def _load_slots(slot_rows, rows, there, first, COUNT: tl.constexpr, PLACES: tl.c
 
 @triton.jit
 def _store_rows(
-    sorted_scales, scales, rows, counts, group, GROUPS: tl.constexpr, WIDTH: tl.constexpr, LAYOUT: tl.constexpr
+    sorted_scales,
+    scales,
+    rows,
+    ends,
+    steps,
+    group,
+    GROUPS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    LAYOUT: tl.constexpr,
 ):
-    """`scales` u8 [R, GROUPS] at sorted `rows` u32 [R, S] and groups `group`.. of WIDTH, zeros behind them.
+    """`scales` u8 [R, GROUPS] at sorted `rows` u32 [R, S] and groups `group`.. of WIDTH, zeros behind them up to `ends`
+    (where that is the row, nothing): `steps` of _ROWS rows at most.
 
-    `counts` i32 [R, S] says how many rows that is in all; 0 where there is nothing to write. In the tiled layout lanes
-    go along pairs of groups that are four apart, then along the rows: half a sector for eight rows in one store.
+    In the tiled layout lanes go along pairs of groups that are four apart, then along the rows: half a sector for eight
+    rows in one store.
     """
     if LAYOUT == "tiled_32x8" and GROUPS >= BLOCK_COLUMNS:
         pair = tl.arange(0, GROUPS // 2)
@@ -62,11 +60,28 @@ def _store_rows(
         scales = scales[None, :, :]
     scales = scales[:, :, None, None, :]
     columns = columns[:, None, None, None, :]
-    for step in range(0, tl.max(tl.max(counts, 1), 0), _ROWS):
-        number = step + tl.arange(0, _ROWS)[None, None, None, :, None]
-        places = sorted_offset(rows[None, :, :, None, None] + number, columns, WIDTH, LAYOUT)
-        mask = (number < counts[None, :, :, None, None]) & (columns < WIDTH)
-        tl.store(sorted_scales + places, tl.where(number == 0, scales, 0), mask=mask)
+    rows, ends = rows[None, :, :, None, None], ends[None, :, :, None, None]
+    number = tl.arange(0, _ROWS)[None, None, None, :, None].to(tl.uint32)
+    apart: tl.constexpr = WIDTH if LAYOUT == "row_major" else 4
+    for step in range(0, steps):
+        first = rows // _ROWS * _ROWS + step * _ROWS
+        places = sorted_offset(first, columns, WIDTH, LAYOUT) + number * apart
+        own = first + number
+        mask = (own >= rows) & (own < ends) & (columns < WIDTH)
+        tl.store(sorted_scales + places, tl.where(own == rows, scales, 0), mask=mask)
+
+
+@triton.jit
+def _pad_layout(
+    sorted_scales, used, group, BLOCK: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, LAYOUT: tl.constexpr
+):
+    """Zeros from the last block in use on up to a multiple of 32 rows, those of the layout's blocks."""
+    if BLOCK // BLOCK_ROWS * BLOCK_ROWS != BLOCK:
+        end = (used + BLOCK_ROWS - 1) // BLOCK_ROWS * BLOCK_ROWS
+        steps = ((end - used // _ROWS * _ROWS) // _ROWS).to(tl.int32)
+        rows, ends = tl.full([1, 1], used, tl.uint32), tl.full([1, 1], end, tl.uint32)
+        scales = tl.zeros([1, GROUPS], tl.uint8)
+        _store_rows(sorted_scales, scales, rows, ends, steps, group, GROUPS, WIDTH, LAYOUT)
 
 
 @triton.jit
@@ -120,9 +135,14 @@ def quant_sort_kernel(
             writes = live & (tl.min(tl.where(others >= 0, place, places), 1) // SLOTS == share)
         store_codes(codes, packed, rows.to(tl.int64), writes, group, COLUMNS, GROUPS)
         to = said.to(tl.uint32, bitcast=True) % LAST
-        end = _padding_end(used.to(tl.uint32), to, said >= LAST, BLOCK)
-        counts = tl.where(said >= 0, (end - to).to(tl.int32), 0)
-        _store_rows(sorted_scales, byte, to, counts, group, GROUPS, WIDTH, LAYOUT)
+        end = tl.where(said >= LAST, (to // BLOCK + 1) * BLOCK, to + 1)
+        end = tl.where(said >= 0, end, to)
+        steps = 1
+        if _ROWS // BLOCK * BLOCK != _ROWS:  # else a block lies within so many rows
+            steps = tl.max(tl.max(((end + _ROWS - 1) // _ROWS - to // _ROWS).to(tl.int32), 1), 0)
+        _store_rows(sorted_scales, byte, to, end, steps, group, GROUPS, WIDTH, LAYOUT)
+    if tl.program_id(0) < column_tiles:
+        _pad_layout(sorted_scales, used.to(tl.uint32), group, BLOCK, GROUPS, WIDTH, LAYOUT)
 
 
 def _arguments(params: Params) -> list[tuple[str, str]]:

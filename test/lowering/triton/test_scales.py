@@ -199,6 +199,18 @@ def test_any_tile_gives_the_same_bytes(kernels, rows, slots, groups, topk, layou
     same_defined_bytes(found, want, sorted_ids, num_valid, 1, topk)
 
 
+@pytest.mark.parametrize("block", [8, 16])
+@pytest.mark.parametrize("slots", [1, 2])
+def test_the_last_tile_of_32_rows_is_padded_where_the_first_tokens_have_no_expert(kernels, slots, block):
+    ids = torch.tensor([[-1, -1], [-1, -1], [0, 1], [2, 0]], dtype=torch.int32)
+    sorted_ids, _, _, num_valid = reference.sort_tokens(ids, torch.zeros(4, 2), 3, block)
+    assert int(num_valid[0]) == 3 * block
+    codes, scales = reference.quantise(X[:4, :96], "even")
+    want = codes, reference.sort_scales(scales, sorted_ids, num_valid, 1, 2)
+    found = kernels.quant_sort(X[:4, :96], sorted_ids, num_valid, block, 1, 2, rows=1, slots=slots, groups=2)
+    same_defined_bytes(found, want, sorted_ids, num_valid, 1, 2)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_tail_of_columns_is_sorted(kernels, layout):
     """C need be no multiple of 4 or 8; 200 columns take two steps."""
