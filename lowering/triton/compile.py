@@ -16,7 +16,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompilationError
 from triton.experimental.gluon._runtime import GluonASTSource
-from triton.runtime.cache import triton_key
+from triton.runtime.cache import FileCacheManager, triton_key
 
 from moeloom.lowering.workers import CompileError, serve
 
@@ -32,6 +32,9 @@ FUSED_MULTIPLY_ADD = False
 """Whether a*b + c may round once. Never: the CPU target and Triton's interpreter round twice, and scales, codes and
 routing weights must be their bytes. Matrix instructions are not concerned."""
 
+UNREAD = (".source", ".ttir", ".glir", ".ttgir", ".llir")
+"""Of the files that Triton keeps of a kernel, those of modules."""
+
 LIMITS = {"maxnreg": "maxnreg", "waves": "waves_per_eu"}
 """Triton's options for the params that say how many registers a thread, or how many waves a SIMD shall have."""
 
@@ -43,6 +46,13 @@ UNSUPPORTED = (
     "launch_pdl",
 )
 """What a launch would have to provide for and ours does not: zero, empty or absent in the metadata."""
+
+
+class Kept(FileCacheManager):
+    """Triton's cache without what a module was between its stages: to print that takes as long as a pass."""
+
+    def put(self, data: Any, filename: str, binary: bool = True) -> str:
+        return super().put("" if filename.endswith(UNREAD) else data, filename, binary)
 
 
 def write_kernel(work: Mapping[str, Any], folder: Path) -> None:
@@ -74,6 +84,7 @@ def compile_kernel(
     knobs.compilation.disable_line_info = True  # it holds paths of this machine
     with tempfile.TemporaryDirectory() as kept:
         knobs.cache.dir = kept  # what is kept is our own business: workers.make
+        knobs.cache.manager_class = Kept
         kernel = triton.compile(
             source(template, params, architecture, divisible),
             target=GPUTarget(architecture.backend, architecture.arch, architecture.warp_size),
