@@ -39,6 +39,7 @@ from moeloom.lowering.triton.prefill_launches import prefill_down, prefill_gate_
 from moeloom.lowering.triton.prologue_launches import lower_route, lower_sort
 from moeloom.lowering.triton.quantised_reads import quantise_in_products
 from moeloom.lowering.triton.router_products import launch_router_products
+from moeloom.lowering.triton.tiles import facts
 from moeloom.passes.base import PassError
 
 
@@ -107,8 +108,8 @@ def _quant_sort(lower: FunctionLowering, op: moe.QuantSortOp) -> list[ir.Value]:
             **placement(op),
             "block": sort.block,
             "early": early,
-            **lower.target.tile("quant_sort"),
         }
+        params |= lower.target.tile("quant_sort", **facts("quant_sort", params))
         shares = -(-op.topk.value // params["slots"]) if op.stage.value == 1 else 1
         tiles = sizes.ceildiv(rows, params["rows"]) * (shares * -(-padded // params["groups"]))
         results = [(op.codes.type, (rows, columns)), (op.sorted_scales.type, sorted_shape(sort, padded))]

@@ -12,10 +12,12 @@ FACTS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("prefill_gate_up", "prefill_down"), ("block",)),
     **dict.fromkeys(("decode_mfma_gate_up", "decode_mfma_down"), ("quantised",)),
     **dict.fromkeys(("route", "route_sort", "sort_tokens", "sort_count", "sort_scan"), ("experts",)),
-    **dict.fromkeys(("router", "quant", "quant_sort", "sort_scales", "expand", "combine"), ()),
+    **dict.fromkeys(("router", "quant", "sort_scales", "expand", "combine"), ()),
+    "quant_sort": ("many_slots",),
 }
 """What a tile may depend on, by template: rows of a sort block, whether x comes as MXFP4, how many experts
-there are."""
+there are, whether a row of x is in more than FEW_SLOTS slots."""
+FEW_SLOTS = 4
 
 
 def facts(template: str, params: Mapping[str, Any]) -> dict[str, int | bool]:
@@ -24,6 +26,7 @@ def facts(template: str, params: Mapping[str, Any]) -> dict[str, int | bool]:
         "block": params.get("block"),
         "quantised": params.get("x") == "f4E2M1FN",
         "experts": params.get("experts"),
+        "many_slots": params.get("stage") == 1 and params["topk"] > FEW_SLOTS,
     }
     return {name: known[name] for name in FACTS[template]}
 
@@ -77,8 +80,9 @@ CDNA = (
 )
 HOPPER = (
     _tile("quant", rows=1, groups=32, num_warps=4),
-    # 8 values a thread stay in its registers.
-    _tile("quant_sort", rows=1, slots=8, groups=32, num_warps=4),
+    # A thread has 8 values, or 8 bytes of scales with the zeros behind them.
+    _tile("quant_sort", rows=1, slots=4, groups=32, num_warps=4, when={"many_slots": False}),
+    _tile("quant_sort", rows=1, slots=8, groups=16, num_warps=4),
     # A thread a slot where k is 4 (slot_of).
     _tile("sort_tokens", rows=64, num_warps=8),
     _tile("combine", rows=1, block_n=512, num_warps=4),

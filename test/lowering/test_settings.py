@@ -42,6 +42,8 @@ def test_what_is_in_force():
     assert in_force(SM_90, "down", rows) == SM_90.tile("down", **rows)
     assert in_force(SM_90, "prefill_down", {"block": 128}) == SM_90.tile("prefill_down", block=128)
     assert in_force(SM_90, "prefill_down", {}) == SM_90.tile("prefill_down", block=32)
+    assert in_force(SM_90, "quant_sort", {"many_slots": False}) == SM_90.tile("quant_sort", many_slots=False)
+    assert in_force(SM_90, "quant_sort", {}) == SM_90.tile("quant_sort", many_slots=True)
 
 
 @pytest.mark.parametrize(
