@@ -1,14 +1,16 @@
 """Kernels to code objects and the manifest's `kernels`, with templates of the tests' own (worker_of_test.py)."""
 
 import hashlib
+from pathlib import Path
 
 import pytest
+from triton import knobs
 
 from moeloom.lowering.triton import build
 from moeloom.lowering.triton.architecture import ARCHITECTURES
 from moeloom.lowering.triton.assembly import instructions, parameters
 from moeloom.lowering.triton.build import compile_kernels, divisible, write_kernels
-from moeloom.lowering.triton.compile import ASSEMBLY, CODE, kernel_facts
+from moeloom.lowering.triton.compile import ASSEMBLY, CODE, Kept, kernel_facts
 from moeloom.lowering.workers import CompileError
 
 pytestmark = pytest.mark.usefixtures("own_templates")
@@ -84,6 +86,18 @@ def test_same_code_every_time(architecture, tmp_path):
     first, second = (compile_kernels(kernels, architecture, tmp_path / place, quiet) for place in "ab")
     for name in kernels:
         assert (first[name] / CODE).read_bytes() == (second[name] / CODE).read_bytes()
+
+
+def test_modules_are_not_printed(tmp_path, monkeypatch):
+    class Module:
+        def __str__(self):
+            raise AssertionError("printed")
+
+    monkeypatch.setattr(knobs.cache, "dir", str(tmp_path))
+    kept = Kept("0" * 64)
+    for name in ("kernel.source", "kernel.ttir", "kernel.glir", "kernel.ttgir", "kernel.llir"):
+        assert Path(kept.put(Module(), name)).read_text() == ""
+    assert Path(kept.put("code", "kernel.ptx")).read_text() == "code"
 
 
 def test_keeps_code_by_content(tmp_path, monkeypatch):
