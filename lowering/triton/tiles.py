@@ -80,9 +80,9 @@ CDNA = (
 )
 HOPPER = (
     _tile("quant", rows=1, groups=32, num_warps=4),
-    # A thread has 8 values, or 8 bytes of scales with the zeros behind them.
+    # A thread has up to 8 values, and 8 bytes of scales with the zeros behind them.
     _tile("quant_sort", rows=1, slots=4, groups=32, num_warps=4, when={"many_slots": False}),
-    _tile("quant_sort", rows=1, slots=8, groups=16, num_warps=4),
+    _tile("quant_sort", rows=1, slots=8, groups=32, num_warps=8),
     # A thread a slot where k is 4 (slot_of).
     _tile("sort_tokens", rows=64, num_warps=8),
     _tile("combine", rows=1, block_n=512, num_warps=4),
