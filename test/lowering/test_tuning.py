@@ -13,6 +13,7 @@ WHEN = {
     "quantised": False,
     "stream": False,
     "experts": 128,
+    "many_slots": False,
 }
 
 
@@ -21,6 +22,8 @@ def test_candidates_are_settings_of_the_target(name):
     target = TARGETS[name]
     for what in SPACES[name]:
         places = [{fact: WHEN[fact] for fact in FACTS.get(what, ())}]
+        if what == "quant_sort":
+            places.append({"many_slots": True})
         if what == "plan":
             places = [
                 {"layout": name, "number": n} for name, plans in target.layouts.items() for n in range(len(plans))
