@@ -90,4 +90,8 @@ def test_origin_of_a_tile():
     assert tile_origin(settings, "sort_scatter", {"experts": 8}) == "tuned"
     assert tile_origin(settings, "sort_scatter", {"experts": 9}) == "built-in"
     assert tile_origin(settings, "expand", {}) == "built-in"
+    settings = [Setting("quant_sort", {"many_slots": True}, {})]
+    assert tile_origin(settings, "quant_sort", {"stage": 1, "topk": 5}) == "tuned"
+    assert tile_origin(settings, "quant_sort", {"stage": 1, "topk": 4}) == "built-in"
+    assert tile_origin(settings, "quant_sort", {"stage": 2, "topk": 5}) == "built-in"
     assert tile_origin(settings, "frob", {}) is None
