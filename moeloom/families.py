@@ -154,8 +154,8 @@ def run_experts(experts: Any, x: Tensor, ids: Tensor, weights: Tensor, x_scales:
     return torch_ops.experts(
         x,
         x_scales,
-        ids.to(torch.int32),
-        weights.float(),
+        _as(ids, torch.int32),
+        _as(weights, torch.float32),
         getattr(experts, f"gate_up_proj{suffix}"),
         getattr(experts, "gate_up_proj_scales", None),
         getattr(experts, "gate_up_proj_bias", None),
@@ -167,6 +167,11 @@ def run_experts(experts: Any, x: Tensor, ids: Tensor, weights: Tensor, x_scales:
         "interleaved" if interleaved else "concatenated",
         "kn" if not packed and experts.is_transposed else "nk",
     )
+
+
+def _as(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """`value` in `dtype`; an export would keep a `to` that changes nothing."""
+    return value if value.dtype == dtype else value.to(dtype)
 
 
 def sizes(experts: Any) -> tuple[int, int]:
