@@ -48,7 +48,8 @@ def kernel_seconds(artifact: Path, target: str, folder: Path) -> dict[str, dict[
     seconds: dict[str, dict[str, float]] = {}
     for name, kernel in kernels.items():
         found = seconds.setdefault(f"{kernel['template']} {kernel['params'].get('block', '')}", defaultdict(float))
-        work = {key: kernel[key] for key in ("template", "params", "divisible")}
+        odd = [number for number, multiple in enumerate(kernel["divisible"]) if multiple == 1]
+        work = {"template": kernel["template"], "params": kernel["params"], "odd_strides": odd}
         write_kernel({**work, "architecture": target}, folder / name)
     return seconds
 

@@ -15,7 +15,7 @@ from moeloom.lowering.targets import target
 from moeloom.lowering.triton import build
 from moeloom.lowering.triton.architecture import SIMDS
 from moeloom.lowering.triton.assembly import matrix_loop
-from moeloom.lowering.triton.compile import ASSEMBLY, FACTS
+from moeloom.lowering.triton.build import ASSEMBLY, FACTS
 from moeloom.runtime.stream import STEP_BYTES, STEP_SCALE_BYTES
 
 GPT_OSS: dict[str, Any] = {

@@ -78,7 +78,7 @@ def compile_kernels(folder: Path, kernels: Iterable[Described]) -> None:
     """Cubins and what a launch needs to know of them."""
     from moeloom.lowering.triton import build
     from moeloom.lowering.triton.architecture import ARCHITECTURES
-    from moeloom.lowering.triton.compile import CODE, FACTS
+    from moeloom.lowering.triton.build import CODE, FACTS
     from moeloom.lowering.triton.templates import TEMPLATES
 
     folder.mkdir(parents=True, exist_ok=True)

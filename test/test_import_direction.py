@@ -117,6 +117,11 @@ def test_help_loads_neither_torch_nor_mlir():
     assert not loaded_after("import moeloom.tools.main") & {"torch", "torch_mlir", "triton", "transformers"}
 
 
+def test_compiler_loads_neither_triton_nor_transformers():
+    """Workers compile kernels and a cached import needs no model class; Triton alone takes half a second."""
+    assert not loaded_after("import moeloom.compiler") & {"triton", "transformers"}
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "runtime").glob("*.py")), ids=lambda path: path.stem)
 def test_runtime_loads_no_compiler(path):
     name = "moeloom.runtime" if path.stem == "__init__" else f"moeloom.runtime.{path.stem}"

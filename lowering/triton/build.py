@@ -1,4 +1,7 @@
-"""All kernels of a lowered module as code objects for one GPU architecture."""
+"""All kernels of a lowered module as code objects for one GPU architecture.
+
+Workers alone import Triton and the templates: a second less before there is work for them.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from moeloom.lowering.workers import CompileError, Job, Workers, content_key, make, sources
+from moeloom.lowering.workers import Job, Workers, content_key, make, sources
 
-from .architecture import ALIGNED, Architecture
-from .compile import CODE, FACTS
-from .templates import TEMPLATES
+from .architecture import Architecture
 
 WORKER = "moeloom.lowering.triton.compile"
+CODE, ASSEMBLY, FACTS = "code", "assembly", "facts.json"
+"""The files of a compiled kernel."""
 PRODUCTS = ("gate_up", "down", "experts_one_stage")
 """What the names of their templates end in."""
 
@@ -44,15 +47,16 @@ def write_kernels(
     for name, kernel in kernels.items():
         path = place / f"{name}.{architecture.code}"
         shutil.copyfile(compiled[name] / CODE, path)
+        facts = json.loads((compiled[name] / FACTS).read_text())
         described[name] = {
             "template": kernel["template"],
             "params": kernel["params"],
-            "arguments": [kind for _, kind in TEMPLATES[kernel["template"]].arguments(kernel["params"])],
-            "divisible": divisible(kernel, odd_strides.get(name, ())),
+            "arguments": facts.pop("arguments"),
+            "divisible": facts.pop("divisible"),
             "code": {
                 "file": str(path.relative_to(folder.parent)),
                 "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-                **json.loads((compiled[name] / FACTS).read_text()),
+                **facts,
             },
         }
     return described
@@ -67,20 +71,8 @@ def compile_kernels(
     workers: Workers | None = None,
 ) -> dict[str, Path]:
     """The folder of every kernel in `cache` (code, assembly, facts: see compile.py)."""
-    absent = sorted({kernel["template"] for kernel in kernels.values()} - TEMPLATES.keys())
-    if absent:
-        raise CompileError(f"target {architecture.name} has no kernel template {', '.join(absent)}")
     jobs = [_job(name, kernel, architecture, odd_strides.get(name, ())) for name, kernel in kernels.items()]
     return dict(zip(kernels, make(WORKER, jobs, cache, progress, environment(), workers), strict=True))
-
-
-def divisible(kernel: Mapping[str, Any], odd_strides: Collection[int] = ()) -> list[int]:
-    """What each argument of a kernel is assumed to be a multiple of, pointers in bytes and strides in elements."""
-    template = TEMPLATES[kernel["template"]]
-    return [
-        1 if name in template.by_element or number in odd_strides else ALIGNED
-        for number, (name, _) in enumerate(template.arguments(kernel["params"]))
-    ]
 
 
 def _job(name: str, kernel: Mapping[str, Any], architecture: Architecture, odd_strides: Collection[int]) -> Job:
@@ -89,7 +81,7 @@ def _job(name: str, kernel: Mapping[str, Any], architecture: Architecture, odd_s
         "template": template,
         "params": dict(kernel["params"]),
         "architecture": architecture.name,
-        "divisible": divisible(kernel, odd_strides),
+        "odd_strides": sorted(odd_strides),
     }
     key = content_key(work, sources(Path(__file__).parent, "triton"))
     # The code of a product grows with the rows of a block; of what is left, one kernel takes three times any other.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,10 @@ from triton.runtime.cache import FileCacheManager, triton_key
 from moeloom.lowering.workers import CompileError, serve
 
 from . import assembly
-from .architecture import ARCHITECTURES, SIMDS, Architecture
+from .architecture import ALIGNED, ARCHITECTURES, SIMDS, Architecture
+from .build import ASSEMBLY, CODE, FACTS
 from .template import Params, Template
 from .templates import TEMPLATES
-
-CODE, ASSEMBLY, FACTS = "code", "assembly", "facts.json"
-"""The files of a compiled kernel."""
 
 FUSED_MULTIPLY_ADD = False
 """Whether a*b + c may round once. Never: the CPU target and Triton's interpreter round twice, and scales, codes and
@@ -56,12 +54,26 @@ class Kept(FileCacheManager):
 
 
 def write_kernel(work: Mapping[str, Any], folder: Path) -> None:
-    """Make the folder of one kernel: work = {"template", "params", "architecture", "divisible"}."""
-    template, architecture = TEMPLATES[work["template"]], ARCHITECTURES[work["architecture"]]
+    """Make the folder of one kernel: work = {"template", "params", "architecture", "odd_strides"}.
+
+    odd_strides: the numbers of the arguments that are strides, but may not be multiples of ALIGNED.
+    """
+    if work["template"] not in TEMPLATES:
+        raise CompileError(f"there is no kernel template {work['template']}")
+    template, params = TEMPLATES[work["template"]], work["params"]
+    multiples = divisible(template, params, work["odd_strides"])
     try:
-        compile_kernel(template, work["params"], architecture, work["divisible"], folder)
+        compile_kernel(template, params, ARCHITECTURES[work["architecture"]], multiples, folder)
     except CompilationError as error:
         raise CompileError(_described(error)) from error
+
+
+def divisible(template: Template, params: Params, odd_strides: Collection[int] = ()) -> list[int]:
+    """What each argument of a kernel is assumed to be a multiple of, pointers in bytes and strides in elements."""
+    return [
+        1 if name in template.by_element or number in odd_strides else ALIGNED
+        for number, (name, _) in enumerate(template.arguments(params))
+    ]
 
 
 def _described(error: CompilationError) -> str:
@@ -76,7 +88,8 @@ def _described(error: CompilationError) -> str:
 def compile_kernel(
     template: Template, params: Params, architecture: Architecture, divisible: Sequence[int], folder: Path
 ) -> None:
-    """Compile and write code object, assembly and facts (all of a manifest's CODE but file and hash) into `folder`.
+    """Compile and write code object, assembly and facts (all that a manifest says of them but file and hash) into
+    `folder`.
 
     divisible: what each argument is assumed to be a multiple of, pointers in bytes and strides in elements.
     CompileError when the template's lists do not fit its function, or when the code needs what no launch gives it.
@@ -98,7 +111,8 @@ def compile_kernel(
         )
         code, text = kernel.asm[architecture.code], kernel.asm[architecture.assembly]
     types = [kind for _, kind in template.arguments(params)]
-    facts = kernel_facts(types, kernel.metadata._asdict(), code, text, architecture)
+    facts = {"arguments": types, "divisible": list(divisible)}
+    facts |= kernel_facts(types, kernel.metadata._asdict(), code, text, architecture)
     folder.mkdir()
     (folder / CODE).write_bytes(code)
     (folder / ASSEMBLY).write_text(text)

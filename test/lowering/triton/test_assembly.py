@@ -17,8 +17,7 @@ from moeloom.lowering.triton.assembly import (
     matching,
     parameters,
 )
-from moeloom.lowering.triton.build import compile_kernels
-from moeloom.lowering.triton.compile import ASSEMBLY, CODE
+from moeloom.lowering.triton.build import ASSEMBLY, CODE, compile_kernels
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 PARAMS = {"num_stages": 2}

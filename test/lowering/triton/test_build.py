@@ -9,8 +9,9 @@ from triton import knobs
 from moeloom.lowering.triton import build
 from moeloom.lowering.triton.architecture import ARCHITECTURES
 from moeloom.lowering.triton.assembly import instructions, parameters
-from moeloom.lowering.triton.build import compile_kernels, divisible, write_kernels
-from moeloom.lowering.triton.compile import ASSEMBLY, CODE, Kept, kernel_facts
+from moeloom.lowering.triton.build import ASSEMBLY, CODE, compile_kernels, write_kernels
+from moeloom.lowering.triton.compile import Kept, divisible, kernel_facts
+from moeloom.lowering.triton.templates import TEMPLATES
 from moeloom.lowering.workers import CompileError
 
 pytestmark = pytest.mark.usefixtures("own_templates")
@@ -68,7 +69,7 @@ def test_rows_of_an_odd_distance_are_read_narrower(tmp_path):
     ],
 )
 def test_nothing_is_assumed_of_what_is_read_by_the_element(template, params, assumed):
-    assert divisible({"template": template, "params": params}) == assumed
+    assert divisible(TEMPLATES[template], params) == assumed
 
 
 @pytest.mark.parametrize("architecture", [GFX942, SM_90], ids=lambda a: a.name)
@@ -145,7 +146,7 @@ def test_refuses_in_one_line_and_leaves_nothing(architecture, template, problem,
 
 
 def test_refuses_an_unknown_template(tmp_path):
-    with pytest.raises(CompileError, match="target gfx942 has no kernel template quantise"):
+    with pytest.raises(CompileError, match="kernel k for gfx942 failed: there is no kernel template quantise"):
         write_kernels({"k": kernel("quantise")}, GFX942, tmp_path / "kernels", tmp_path / "cache", quiet)
 
 

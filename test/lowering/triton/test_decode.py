@@ -11,7 +11,7 @@ import triton
 
 from moeloom.lowering.triton import build
 from moeloom.lowering.triton.architecture import ARCHITECTURES
-from moeloom.lowering.triton.compile import CODE, FACTS
+from moeloom.lowering.triton.build import CODE, FACTS
 from moeloom.lowering.triton.templates import TEMPLATES
 from moeloom.lowering.workers import CompileError
 

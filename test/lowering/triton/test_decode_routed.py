@@ -16,7 +16,7 @@ from torch import Tensor
 
 from moeloom.lowering.triton import build
 from moeloom.lowering.triton.architecture import ARCHITECTURES
-from moeloom.lowering.triton.compile import ASSEMBLY, FACTS
+from moeloom.lowering.triton.build import ASSEMBLY, FACTS
 from moeloom.lowering.triton.templates import TEMPLATES
 from moeloom.lowering.triton.tiles import SM_90
 from moeloom.lowering.workers import CompileError

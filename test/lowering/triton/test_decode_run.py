@@ -12,7 +12,7 @@ from ptx.products import Call, ids_of, relative, run
 
 from moeloom.lowering.triton import build
 from moeloom.lowering.triton.architecture import ARCHITECTURES
-from moeloom.lowering.triton.compile import ASSEMBLY
+from moeloom.lowering.triton.build import ASSEMBLY
 
 TOPK, TOKENS, WARPS = 2, 11, 4
 BASE = {

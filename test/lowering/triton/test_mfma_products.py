@@ -8,7 +8,7 @@ from torch import Tensor
 
 from moeloom.lowering.triton import build
 from moeloom.lowering.triton.architecture import ARCHITECTURES
-from moeloom.lowering.triton.compile import FACTS
+from moeloom.lowering.triton.build import FACTS
 from moeloom.lowering.triton.templates import TEMPLATES
 from moeloom.runtime import reference
 from moeloom.runtime.pack_mfma import pack_mfma

@@ -14,7 +14,7 @@ from ptx.products import Call, ids_of, relative, run
 
 from moeloom.lowering.triton import build
 from moeloom.lowering.triton.architecture import ARCHITECTURES
-from moeloom.lowering.triton.compile import ASSEMBLY, FACTS
+from moeloom.lowering.triton.build import ASSEMBLY, FACTS
 
 TOKENS = 40
 BASE = {

@@ -15,8 +15,7 @@ from triton.runtime.interpreter import TensorHandle
 
 from moeloom.lowering.triton.architecture import ARCHITECTURES
 from moeloom.lowering.triton.assembly import WIDE_LOADS, instructions, matching
-from moeloom.lowering.triton.build import compile_kernels
-from moeloom.lowering.triton.compile import ASSEMBLY
+from moeloom.lowering.triton.build import ASSEMBLY, compile_kernels
 from moeloom.lowering.triton.numbers import encode
 from moeloom.runtime import reference
 

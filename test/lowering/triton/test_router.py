@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moeloom.lowering.triton import build
 from moeloom.lowering.triton.architecture import ARCHITECTURES
-from moeloom.lowering.triton.compile import ASSEMBLY
+from moeloom.lowering.triton.build import ASSEMBLY
 from moeloom.lowering.triton.tiles import SM_90
 from moeloom.runtime import reference
 

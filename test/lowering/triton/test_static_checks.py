@@ -14,7 +14,7 @@ import pytest
 
 import moeloom
 from moeloom.lowering.triton.architecture import ARCHITECTURES
-from moeloom.lowering.triton.compile import ASSEMBLY
+from moeloom.lowering.triton.build import ASSEMBLY
 from moeloom.lowering.triton.templates import TEMPLATES
 
 TARGETS = ("gfx950", "gfx942", "sm_90")
