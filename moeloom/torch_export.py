@@ -1,6 +1,7 @@
 """A function of a module -> torch.export: M dynamic, weights as arguments, on fake tensors that take no memory."""
 
 import inspect
+import operator
 import re
 import sys
 import warnings
@@ -13,7 +14,11 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import TensorArgument
 
 EXAMPLE_TOKENS = 4  # export takes sizes 0 and 1 for constants
-VIEWS = (torch.ops.aten.view.default, torch.ops.aten.unsqueeze.default, torch.ops.aten.squeeze.dim)
+ATEN = torch.ops.aten
+VIEWS = (ATEN.view.default, ATEN.reshape.default, ATEN.unsqueeze.default, ATEN.squeeze.dim)
+WHOLE = (*VIEWS, ATEN.linear.default, ATEN.sym_size.int, operator.getitem)
+"""What decompositions leave as it is, with the operators of torch_ops.py: to look for what else there is takes a fifth of
+a second."""
 FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 # (shape, dtype); None is M.
@@ -37,16 +42,16 @@ def export(
         program = torch.export.export(
             _Pure(block, function), (example, lent), dynamic_shapes=(dynamic, dict.fromkeys(lent)), strict=False
         )
-        if any(node.op == "call_function" and not _is_ours(node) for node in program.graph.nodes):
+        if not all(map(_is_whole, program.graph.nodes)):
             program = program.run_decompositions({})
     _drop_views(program)
     _locate(program.graph_module.graph, type(block))
     return program
 
 
-def _is_ours(node: fx.Node) -> bool:
-    """Whether it is one of torch_ops.py, which stay whole: to look for what else there is takes a fifth of a second."""
-    return getattr(node.target, "namespace", None) == "moe"
+def _is_whole(node: fx.Node) -> bool:
+    ours = getattr(node.target, "namespace", None) == "moe"
+    return ours or node.op != "call_function" or node.target in WHOLE
 
 
 class _Call(nn.Module):
