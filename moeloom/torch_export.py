@@ -17,8 +17,8 @@ EXAMPLE_TOKENS = 4  # export takes sizes 0 and 1 for constants
 ATEN = torch.ops.aten
 VIEWS = (ATEN.view.default, ATEN.reshape.default, ATEN.unsqueeze.default, ATEN.squeeze.dim)
 WHOLE = (*VIEWS, ATEN.linear.default, ATEN.sym_size.int, operator.getitem)
-"""What decompositions leave as it is, with the operators of torch_ops.py: to look for what else there is takes a fifth of
-a second."""
+"""What decompositions leave as it is, with the operators of torch_ops.py. To look for what else there is takes a fifth
+of a second."""
 FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 # (shape, dtype); None is M.
