@@ -50,6 +50,27 @@ class Product:
     places: np.ndarray
 
 
+class Counts:
+    """How many products of each thread take a register: one array for all registers that an instruction names."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._of_names: dict[tuple[str, ...], np.ndarray] = {}
+        self._of_register: dict[str, list[np.ndarray]] = {}
+
+    def add(self, names: tuple[str, ...], threads: slice, change: int) -> None:
+        counts = self._of_names.get(names)
+        if counts is None:
+            counts = self._of_names[names] = np.zeros(self._threads, np.int64)
+            for name in names:
+                self._of_register.setdefault(name, []).append(counts)
+        counts[threads] += change
+
+    def any(self, register: str, active: np.ndarray) -> bool:
+        """Whether a product of one of the `active` threads takes it."""
+        return any(counts[active].any() for counts in self._of_register.get(register, ()))
+
+
 class InFlight:
     """What a block has under way."""
 
@@ -58,29 +79,28 @@ class InFlight:
         self.copies: list[Copy] = []
         self.products: list[Product] = []
         self.copy_groups, self.product_groups = np.zeros(threads, np.int64), np.zeros(threads, np.int64)
-        self._summed: dict[str, np.ndarray] = {}
-        self._read: dict[str, np.ndarray] = {}
+        self._summed, self._read = Counts(threads), Counts(threads)
         self._written: dict[str, int] = {}
         self._fenced = np.full(threads, NEVER)
 
     def check_read(self, register: str, active: np.ndarray) -> None:
         """That no product of `active` threads has yet to write it."""
-        pending = self._summed.get(register)
-        assert pending is None or not pending[active].any(), f"reads {register}, which a product has yet to write"
+        assert not self._summed.any(register, active), f"reads {register}, which a product has yet to write"
 
     def check_write(self, register: str, active: np.ndarray, now: int) -> None:
         """That no product reads or writes it; `now` counts instructions."""
         self._written[register] = now
-        for pending in (self._summed.get(register), self._read.get(register)):
-            assert pending is None or not pending[active].any(), f"writes {register}, which a product still takes"
+        taken = self._summed.any(register, active) or self._read.any(register, active)
+        assert not taken, f"writes {register}, which a product still takes"
 
     def fence_registers(self, active: np.ndarray, now: int) -> None:
         self._fenced[active] = now
 
     def start(self, product: Product) -> None:
+        fenced = self._fenced[product.threads].min()
         for name in (*product.sums, *product.weights):
-            fenced = self._fenced[product.threads].min() > self._written.get(name, NEVER)
-            assert fenced, f"multiplies by way of {name}, written since the last wgmma.fence"
+            written = self._written.get(name, NEVER)
+            assert fenced > written, f"multiplies by way of {name}, written since the last wgmma.fence"
         self._count(product, 1)
         self.products.append(product)
 
@@ -94,9 +114,8 @@ class InFlight:
                 self.shared.end_product(product.places)
 
     def _count(self, product: Product, change: int) -> None:
-        for counts, names in ((self._summed, product.sums), (self._read, product.weights)):
-            for name in names:
-                counts.setdefault(name, np.zeros(len(self._fenced), np.int64))[product.threads] += change
+        self._summed.add(product.sums, product.threads, change)
+        self._read.add(product.weights, product.threads, change)
 
     def wait_for_copies(self, active: np.ndarray, pending: int) -> None:
         for copy in self.copies:
