@@ -84,7 +84,7 @@ def _job(name: str, kernel: Mapping[str, Any], architecture: Architecture, odd_s
         "odd_strides": sorted(odd_strides),
     }
     key = content_key(work, sources(Path(__file__).parent, "triton"))
-    # The code of a product grows with the rows of a block; of what is left, one kernel takes three times any other.
+    # The code of a product grows with the rows of a block; of what is left, one kernel takes longer than any other.
     cost = kernel["params"]["block"] if template.endswith(PRODUCTS) else int(template == "route_sort")
     return Job(f"kernel {name} for {architecture.name}", work, f"{key}.{architecture.code}", cost)
 
