@@ -17,8 +17,8 @@ EXAMPLE_TOKENS = 4  # export takes sizes 0 and 1 for constants
 ATEN = torch.ops.aten
 VIEWS = (ATEN.view.default, ATEN.reshape.default, ATEN.unsqueeze.default, ATEN.squeeze.dim)
 WHOLE = (*VIEWS, ATEN.linear.default, ATEN.sym_size.int, operator.getitem)
-"""What decompositions leave as it is, with the operators of torch_ops.py. To look for what else there is takes a fifth
-of a second."""
+"""With the operators of torch_ops.py, what decompositions leave as it is, or `_drop_views` drops. To look for what else
+there is takes a fifth of a second."""
 FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 # (shape, dtype); None is M.
@@ -50,6 +50,7 @@ def export(
 
 
 def _is_whole(node: fx.Node) -> bool:
+    """Whether decompositions would leave a node as it is (`WHOLE`)."""
     ours = getattr(node.target, "namespace", None) == "moe"
     return ours or node.op != "call_function" or node.target in WHOLE
 
