@@ -4,14 +4,13 @@ import math
 import re
 from collections.abc import Iterator
 
-import torch
 from torch_mlir import ir
 from torch_mlir.dialects import func
 
 from moeloom.dialects import moe
 from moeloom.lowering import memory_plan, sizes
 from moeloom.passes.base import PassError
-from moeloom.runtime.program import evaluate
+from moeloom.runtime.sizes import evaluate
 
 TYPICAL_TOKENS = 64
 """M at which the memory plan compares sizes."""
@@ -206,6 +205,8 @@ class _Program:
 
     def aten(self, op: ir.Operation) -> dict:
         """A residual ATen op, checked against PyTorch's own schema."""
+        import torch  # not for what is kernels alone: it takes longer than the passes
+
         name = op.attributes["name"].value if op.name == "torch.operator" else op.name
         name = name.removeprefix("torch.")
         name = name if name.count(".") == 2 else f"{name}.default"

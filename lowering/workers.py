@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import heapq
 import json
 import os
 import re
@@ -16,11 +17,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -79,41 +79,41 @@ def make(
     """What every job makes, in order, made by workers that run `module` where `folder` lacks it.
 
     environment: of the workers. `workers`, of the same folder, are used and left, else there are some for this alone.
-    CompileError when one fails; nothing of its job is left.
+    CompileError when one fails; nothing of its job is left, and none that waits is begun.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / job.key for job in jobs]
-    wanted = dict(zip(paths, jobs, strict=True))
-    missing = [(path, job) for path, job in wanted.items() if not hit(path)]
-    # Long ones first, so that no worker is left alone with one at the end.
-    left = deque(sorted(missing, key=lambda item: -item[1].cost))
-    lock, done = Lock(), len(wanted) - len(missing)
-    progress(done, len(wanted))
-
-    def finished() -> None:
-        nonlocal done
-        with lock:
-            done += 1
-            progress(done, len(wanted))
-
-    if missing:
-        count = min(_cpus(), len(missing))
-        with nullcontext(workers) if workers else Workers(folder) as own, ThreadPoolExecutor(count) as pool:
-            drives = [pool.submit(_drive, own, module, environment, left, finished) for _ in range(count)]
-            for drive in drives:
-                drive.result()
+    wanted = list(dict.fromkeys(folder / job.key for job in jobs))
+    with nullcontext(workers) if workers else Workers(folder) as own:
+        orders = own.order(module, jobs, environment)
+        for order in orders:
+            order.add_done_callback(lambda done: _stop(done, orders))
+        done = len(wanted) - len(orders)
+        progress(done, len(wanted))
+        for order in as_completed(orders):
+            if not order.cancelled():
+                order.result()
+                done += 1
+                progress(done, len(wanted))
+    if orders:
         trim(folder)
-    return paths
+    return [folder / job.key for job in jobs]
 
 
 class Workers:
-    """Processes that make things in `folder`, of several modules; who is done waits for more. Closed, they end."""
+    """Processes that make things in `folder`, of several modules; who is done waits for more. Closed, they end.
+
+    As many as there are CPUs work at a time, on what costs most of all that is ordered.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._lock, self._closed = Lock(), False
+        self._alive: set[_Worker] = set()
         self._idle: dict[str, list[_Worker]] = {}
         self._starting: dict[str, Thread] = {}
+        self._ordered: dict[Path, Future[None]] = {}
+        self._queue: list[_Order] = []
+        self._number = 0
+        self._threads = ThreadPoolExecutor(_cpus())
 
     def __enter__(self) -> Workers:
         return self
@@ -121,12 +121,13 @@ class Workers:
     def __exit__(self, kind: type | None, error: BaseException | None, where: TracebackType | None) -> None:
         with self._lock:
             self._closed = True
-            idle = [worker for workers in self._idle.values() for worker in workers]
-        for worker in idle:
-            worker.kill()
+            self._queue.clear()
+            for worker in self._alive:
+                worker.kill()
         for thread in self._starting.values():
             thread.join()
-        for worker in idle:
+        self._threads.shutdown()
+        for worker in self._alive:
             worker.end()
 
     def start(self, module: str, environment: Mapping[str, str]) -> None:
@@ -141,20 +142,78 @@ class Workers:
                 idle = self._idle.setdefault(module, [])
                 if self._closed or len(idle) < number:
                     return
-                worker = _Worker(module, self.folder, environment)
+                worker = self._new(module, environment)
                 idle.append(worker)
             worker.wait_until_ready()
 
-    def take(self, module: str, environment: Mapping[str, str]) -> _Worker:
-        """A worker that runs `module`: one that waits, or a new one."""
+    def order(self, module: str, jobs: Sequence[Job], environment: Mapping[str, str]) -> list[Future[None]]:
+        """Have workers that run `module` in `environment` make what `folder` lacks of `jobs`, in the background: a
+        future for each thing, whose result is a CompileError or None. What is ordered twice is made once."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        futures = []
         with self._lock:
-            idle = self._idle.get(module)
-            return idle.pop(0) if idle else _Worker(module, self.folder, environment)
+            for path, job in {self.folder / job.key: job for job in jobs}.items():
+                future = self._ordered.get(path)
+                if future is None or future.done():
+                    if hit(path):
+                        continue
+                    future = self._ordered[path] = Future()
+                    self._number += 1
+                    order = _Order(-job.cost, self._number, job, module, environment, future)
+                    heapq.heappush(self._queue, order)
+                    self._threads.submit(self._make_next)
+                futures.append(future)
+        return futures
 
-    def give(self, worker: _Worker) -> None:
-        """Have it wait for more."""
+    def _make_next(self) -> None:
+        """Make what costs most of what is ordered, unless it is not wanted any more."""
+        with self._lock:
+            order = heapq.heappop(self._queue) if self._queue else None  # closed
+        if order is None or not order.future.set_running_or_notify_cancel():
+            return
+        try:
+            self._make(order)
+        except BaseException as error:
+            order.future.set_exception(error)
+        else:
+            order.future.set_result(None)
+
+    def _make(self, order: _Order) -> None:
+        with self._lock:
+            if self._closed:
+                raise CompileError(f"compiling {order.job.name} was given up")
+            worker = self._take(order.module, order.environment)
+        problem = worker.ask(order.job)
+        if problem:
+            with self._lock:
+                self._alive.discard(worker)
+            worker.end()
+            raise CompileError(f"compiling {order.job.name} failed: {problem}")
+        _publish(worker.made, self.folder / order.job.key)
         with self._lock:
             self._idle.setdefault(worker.module, []).append(worker)
+
+    def _take(self, module: str, environment: Mapping[str, str]) -> _Worker:
+        """A worker that runs `module`: one that waits, or a new one."""
+        idle = self._idle.get(module)
+        return idle.pop(0) if idle else self._new(module, environment)
+
+    def _new(self, module: str, environment: Mapping[str, str]) -> _Worker:
+        worker = _Worker(module, self.folder, environment)
+        self._alive.add(worker)
+        return worker
+
+
+@dataclass(order=True, frozen=True)
+class _Order:
+    """A job that waits for a worker: what costs most first, then what was ordered first."""
+
+    negative_cost: int
+    number: int
+    job: Job = field(compare=False)
+    module: str = field(compare=False)
+    environment: Mapping[str, str] = field(compare=False)
+    future: Future[None] = field(compare=False)
 
 
 class _Worker:
@@ -210,34 +269,11 @@ class _Worker:
             pass
 
 
-def _drive(
-    workers: Workers,
-    module: str,
-    environment: Mapping[str, str],
-    left: deque[tuple[Path, Job]],
-    finished: Callable[[], None],
-) -> None:
-    """Feed one worker until nothing is left; after a failure nothing is left for the others either."""
-    worker = workers.take(module, environment)
-    try:
-        while (item := _next(left)) is not None:
-            path, job = item
-            problem = worker.ask(job)
-            if problem:
-                raise CompileError(f"compiling {job.name} failed: {problem}")
-            _publish(worker.made, path)
-            finished()
-    except BaseException:
-        left.clear()
-        worker.end()
-        raise
-    workers.give(worker)
-
-
-def _next(left: deque[tuple[Path, Job]]) -> tuple[Path, Job] | None:
-    with suppress(IndexError):
-        return left.popleft()
-    return None
+def _stop(done: Future[None], orders: Sequence[Future[None]]) -> None:
+    """After a failure, begin none of `orders` any more."""
+    if not done.cancelled() and done.exception() is not None:
+        for order in orders:
+            order.cancel()
 
 
 def _cpus() -> int:

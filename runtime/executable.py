@@ -18,8 +18,9 @@ from moeloom.runtime.bind import bind
 from moeloom.runtime.devices import Device, open_device
 from moeloom.runtime.errors import ArtifactError, LaunchError
 from moeloom.runtime.pack import Source
-from moeloom.runtime.program import Launch, Program, Shaped, evaluate
+from moeloom.runtime.program import Launch, Program, Shaped
 from moeloom.runtime.segment import Ran
+from moeloom.runtime.sizes import evaluate
 from moeloom.runtime.target import Target
 from moeloom.runtime.workspace import Workspace
 

@@ -1,36 +1,16 @@
 """The program of a manifest (docs/program.md): parsed, checked for sense, and sized for a number of tokens M."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from moeloom.runtime.errors import ArtifactError
+from moeloom.runtime.sizes import OPERATORS, Expr, evaluate
 
-Expr = int | str | list
-"""A size: a number, "M", or [operator, a, b, ...]."""
-
-OPERATORS: dict[str, Callable[..., int]] = {
-    "add": lambda a, b: a + b,
-    "mul": lambda a, b: a * b,
-    "floordiv": lambda a, b: a // b,
-    "ceildiv": lambda a, b: -(-a // b),
-    "mod": lambda a, b: a % b,
-    "min": min,
-}
 BYTE_DTYPES = ("float4_e2m1fn_x2", "float8_e8m0fnu")
 """dtypes that travel as torch.uint8."""
-
-
-def evaluate(size: Expr, m: int) -> int:
-    """The value of a size at M = `m`."""
-    if isinstance(size, int):
-        return size
-    if isinstance(size, str):
-        return m
-    operator, *operands = size
-    return OPERATORS[operator](*(evaluate(operand, m) for operand in operands))
 
 
 def _check_size(size: Any) -> None:

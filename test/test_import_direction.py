@@ -18,9 +18,7 @@ ALLOWED = {
     "lowering": (
         "moeloom.dialects",
         "moeloom.passes",
-        "moeloom.runtime.artifact",
-        "moeloom.runtime.pack",
-        "moeloom.runtime.program",
+        "moeloom.runtime.sizes",
         "moeloom.runtime.stream",
     ),
     "runtime": (),

@@ -16,7 +16,8 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompilationError
 from triton.experimental.gluon._runtime import GluonASTSource
-from triton.runtime.cache import FileCacheManager, triton_key
+from triton.runtime import cache
+from triton.runtime.cache import FileCacheManager
 
 from moeloom.lowering.workers import CompileError, serve
 
@@ -98,6 +99,8 @@ def compile_kernel(
     with tempfile.TemporaryDirectory() as kept:
         knobs.cache.dir = kept  # what is kept is our own business: workers.make
         knobs.cache.manager_class = Kept
+        # A hash of Triton, half a second: as one folder is for one kernel, keys in it may be the same.
+        cache.triton_key = lambda: ""
         kernel = triton.compile(
             source(template, params, architecture, divisible),
             target=GPUTarget(architecture.backend, architecture.arch, architecture.warp_size),
@@ -194,5 +197,4 @@ def _scratch(types: Sequence[str], text: str) -> int:
 
 
 if __name__ == "__main__":
-    triton_key()  # a hash of Triton that every compilation wants: half a second, before there is one
     serve(write_kernel)

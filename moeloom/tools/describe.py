@@ -9,7 +9,8 @@ from moeloom.runtime.artifact import Manifest
 from moeloom.runtime.cpu import choose
 from moeloom.runtime.errors import ArtifactError
 from moeloom.runtime.plan import slot_offsets
-from moeloom.runtime.program import Alternatives, Launch, Program, Step, evaluate
+from moeloom.runtime.program import Alternatives, Launch, Program, Step
+from moeloom.runtime.sizes import evaluate
 from moeloom.runtime.target import Target
 from moeloom.tools.errors import CommandError
 

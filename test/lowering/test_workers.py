@@ -165,11 +165,36 @@ def test_workers_that_nobody_asks_end_too(module, tmp_path):
 def test_what_costs_most_is_made_first(module, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0})
     jobs = [job("file", text, cost=cost) for text, cost in (("a", 0), ("b", 8), ("c", 160), ("d", 16))]
-    seen = []
-    make(module, jobs, tmp_path, lambda done, total: seen.append({path.name for path in tmp_path.glob("*")}))
-    kept = {one.key: one.work["text"] for one in jobs}
-    found = [{kept[name] for name in names if name in kept} for names in seen]
-    assert found == [set(), {"c"}, {"c", "d"}, {"c", "d", "b"}, {"c", "d", "b", "a"}]
+    paths = make(module, jobs, tmp_path, quiet)
+    assert [path.read_text() for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns)] == [
+        "c",
+        "d",
+        "b",
+        "a",
+    ]
+
+
+def test_what_is_ordered_ahead_is_made_once(module, tmp_path):
+    """The second order of a thing waits for the first; what fails ahead is asked for again, and then told."""
+    with Workers(tmp_path) as workers:
+        ahead = workers.order(module, [job("say who", "a"), job("refuse", "b")], os.environ)
+        assert workers.order(module, [job("say who", "a")], os.environ) == ahead[:1]
+        seen = []
+        [path] = make(module, [job("say who", "a")], tmp_path, lambda *counts: seen.append(counts), workers=workers)
+        assert ahead[0].done() and path.exists() and seen[-1] == (1, 1)
+        assert workers.order(module, [job("say who", "a")], os.environ) == []
+        assert isinstance(ahead[1].exception(), CompileError)
+        with pytest.raises(CompileError, match="3 warps"):
+            make(module, [job("refuse", "b")], tmp_path, quiet, workers=workers)
+
+
+def test_what_is_ordered_and_not_wanted_ends_with_the_workers(module, tmp_path):
+    with Workers(tmp_path / "kept") as workers:
+        orders = workers.order(module, [job("wait for its end", f"{n}") for n in range(40)], os.environ)
+        start = time.monotonic()
+    assert time.monotonic() - start < 30
+    assert list(workers.folder.iterdir()) == []
+    assert all(order.exception() for order in orders if order.done())
 
 
 def test_key_follows_the_work_and_the_compiler():
