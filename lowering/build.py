@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from moeloom.lowering.cpu import objects
-from moeloom.lowering.cpu.build import write_libraries
+from moeloom.lowering.cpu.build import library_jobs, write_libraries
 from moeloom.lowering.targets import Target
 from moeloom.lowering.triton.architecture import ALIGNED
-from moeloom.lowering.triton.build import WORKER, environment, write_kernels
+from moeloom.lowering.triton.build import WORKER, environment, kernel_jobs, write_kernels
 from moeloom.lowering.workers import Workers
 
 Progress = Callable[[int, int], None]
@@ -32,13 +32,17 @@ def write_code(
     cache = workers.folder
     if target.architecture is None:
         return {"libraries": write_libraries(kernels, folder, cache, step, workers), "kernels": dict(kernels)}
-    odd_strides: dict[str, set[int]] = {}
-    for program in programs.values():
-        for name, number in _odd_strides(program):
-            odd_strides.setdefault(name, set()).add(number)
     architecture = {name: asdict(target.architecture)[name] for name in ("backend", "name", "warp_size")}
-    described = write_kernels(kernels, target.architecture, folder, cache, step, odd_strides, workers)
+    described = write_kernels(kernels, target.architecture, folder, cache, step, _odd_strides(programs), workers)
     return {"architecture": architecture, "libraries": [], "kernels": described}
+
+
+def order_code(target: Target, kernels: Mapping[str, dict], programs: Mapping[str, dict], workers: Workers) -> None:
+    """Have what `write_code` of the same would compile compiled in the background."""
+    if target.architecture is None:
+        workers.order(objects.__name__, library_jobs(kernels), os.environ)
+    else:
+        workers.order(WORKER, kernel_jobs(kernels, target.architecture, _odd_strides(programs)), environment())
 
 
 def start_workers(targets: Sequence[Target], workers: Workers) -> None:
@@ -49,7 +53,16 @@ def start_workers(targets: Sequence[Target], workers: Workers) -> None:
         workers.start(WORKER, environment())
 
 
-def _odd_strides(program: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+def _odd_strides(programs: Mapping[str, dict]) -> dict[str, set[int]]:
+    """By kernel the numbers of the arguments of `_odd`."""
+    found: dict[str, set[int]] = {}
+    for program in programs.values():
+        for name, number in _odd(program):
+            found.setdefault(name, set()).add(number)
+    return found
+
+
+def _odd(program: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     """Kernel and number of the argument of every stride that is no multiple of ALIGNED where rows lie side by side.
 
     Where it is one, the runtime copies a caller's tensor whose rows lie otherwise.

@@ -9,13 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch_mlir import ir
-from torch_mlir.extras.fx_importer import FxImporter
+from torch_mlir.extras.fx_importer import TORCH_DTYPE_TO_MLIR_TYPE_ASM, FxImporter
 
 from moeloom import dialects, families
-from moeloom.checkpoint import ModelError, quantisation
 from moeloom.dialects import moe
+from moeloom.experts import Experts, add_functions
+from moeloom.model_config import ModelError, quantisation
 from moeloom.runtime.reference import GROUP
-from moeloom.torch_export import Spec, export
+from moeloom.torch_export import Spec, definition_of, export
 
 WHOLE = "moe"  # the entry of a model that is itself one block
 FLOATS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -32,7 +33,7 @@ def from_config(config: Mapping[str, Any], where: str) -> nn.Module:
     if packed and model_type != "gpt_oss":
         raise ModelError(f"{where} is a {model_type} quantised by 'mxfp4'; moeloom reads that format of gpt_oss only")
     dtype = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
-    if dtype not in FLOATS:
+    if str(dtype) not in FLOATS:
         raise ModelError(f"the dtype in {where} is {dtype!r}; moeloom compiles {' and '.join(FLOATS)}, set one of them")
     try:
         parsed = transformers.AutoConfig.for_model(**config)
@@ -92,31 +93,28 @@ def declared(block: nn.Module) -> dict[str, Spec]:
 
 def import_block(importer: FxImporter, stem: str, block: Any, activations: Literal["mxfp4", "bf16"]) -> list[str]:
     """The functions of one block, the block itself first; their names."""
-    family, dtype = families.family_of(block), families.output_dtype(block.experts)
-    hidden, topk = families.sizes(block.experts)[0], getattr(block, family.router).top_k
-    every = declared(block)
-    own = {name: spec for name, spec in every.items() if name.startswith("experts.")}
-    x: Spec = ((None, hidden), dtype)
-    routed: dict[str, Spec] = {"ids": ((None, topk), torch.int32), "weights": ((None, topk), torch.float32)}
-    names = [stem, f"{stem}.experts"]
-    add_function(importer, names[0], block, families.run_block, {"x": x, "num_tokens": ((1,), torch.int32)}, every)
-    add_function(importer, names[1], block, run_experts, {"x": x} | routed, own)
-    if activations == "mxfp4":
-        payload: dict[str, Spec] = {
-            "payload": ((None, hidden // 2), torch.uint8),
-            "scales": ((None, hidden // GROUP), torch.uint8),
-        }
-        names.append(f"{stem}.experts_prequantised")
-        add_function(importer, names[2], block, run_prequantised, payload | routed, own)
-    return names
+    spec: Spec = ((None, families.sizes(block.experts)[0]), families.output_dtype(block.experts))
+    inputs: dict[str, Spec] = {"x": spec, "num_tokens": ((1,), torch.int32)}
+    add_function(importer, stem, block, families.run_block, inputs, declared(block))
+    with importer.module.context:
+        where = definition_of(type(block))
+        location = str(ir.Location.unknown() if where is None else ir.Location.file(*where, 0))
+    ours = experts_of(block)
+    return [stem, *add_functions(importer.module, ours, stem, prequantised=activations == "mxfp4", location=location)]
 
 
-def run_experts(block: Any, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-    return families.run_experts(block.experts, x, ids, weights)
-
-
-def run_prequantised(block: Any, payload: Tensor, scales: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-    return families.run_experts(block.experts, payload, ids, weights, x_scales=scales)
+def experts_of(block: Any) -> Experts:
+    """A block's experts as their operator takes them."""
+    experts, element = block.experts, TORCH_DTYPE_TO_MLIR_TYPE_ASM
+    weights = {name: (tuple(value.shape), element[value.dtype]) for name, value in experts.state_dict().items()}
+    return Experts(
+        families.sizes(experts)[0],
+        getattr(block, families.family_of(block).router).top_k,
+        element[families.output_dtype(experts)],
+        {f"experts.{name}": weight for name, weight in weights.items()},
+        tuple(None if name is None else f"experts.{name}" for name in families.operands(experts)),
+        *families.arguments(experts),
+    )
 
 
 def add_function(

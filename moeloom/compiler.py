@@ -1,32 +1,38 @@
-"""`moeloom.compile`: a model becomes an artifact. Import, run the pipeline of each target, build, pack, write."""
+"""`moeloom.compile`: a model becomes an artifact. Import, run the pipeline of each target, build, pack, write.
+
+What needs torch is imported where it is needed: kernels that are ordered ahead are under way by then.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from torch_mlir import ir
 
-from moeloom import dialects
+from moeloom import ahead, dialects
+from moeloom.import_cache import is_kept
 from moeloom.lowering import emit
-from moeloom.lowering.build import start_workers, write_code
+from moeloom.lowering.build import write_code
 from moeloom.lowering.cache import default_folder, opened
 from moeloom.lowering.pipeline import Options, layout_of, phases
 from moeloom.lowering.targets import target
 from moeloom.lowering.workers import Workers
+from moeloom.model_config import ModelError, read_config
 from moeloom.passes import pipeline
 from moeloom.passes.report import Record, Report
-from moeloom.runtime.artifact import ArtifactWriter
-from moeloom.torch_import import ImportedModule, import_torch
 from moeloom.tuning.table import Given, by_target
 from moeloom.version import VERSION
-from moeloom.weight_files import WeightFiles
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from moeloom.torch_import import ImportedModule
 
 Progress = Callable[[str, int, int], None]
 SCOPES = ("moe",)
@@ -55,7 +61,7 @@ class CompileReport:
 
 
 def compile(
-    model: str | Path | torch.nn.Module | ImportedModule,
+    model: str | Path | nn.Module | ImportedModule,
     output: str | Path,
     *,
     targets: Sequence[str] = ("cpu",),
@@ -113,14 +119,22 @@ def compile(
     rows = [tables[row.name].applied() if row.name in tables else row for row in rows]
     folder = opened(Path(cache or default_folder()))
     job = _Job(progress or (lambda phase, done, total: None))
-    with ArtifactWriter(Path(output), overwrite=overwrite) as artifact, Workers(folder) as workers:
+    with ExitStack() as stack:
+        workers = stack.enter_context(Workers(folder))
         with job.phase("import"):
+            config = _config_of(model)
+            if config is not None and not is_kept(config, activations, folder):
+                ahead.order(config, options, rows, workers)
+
+            from moeloom.runtime.artifact import ArtifactWriter
+            from moeloom.torch_import import ImportedModule, import_torch
+            from moeloom.weight_files import WeightFiles
+
+            artifact = stack.enter_context(ArtifactWriter(Path(output), overwrite=overwrite))
             imported = (
                 model
                 if isinstance(model, ImportedModule)
-                else import_torch(
-                    model, activations=activations, cache=folder, importing=lambda: start_workers(rows, workers)
-                )
+                else import_torch(model, activations=activations, cache=folder)
             )
         if weights == "copy" and imported.weights is None and imported.needs_weights:
             raise CompileRefused(
@@ -154,7 +168,7 @@ def compile(
                     tables[row.name].mark(code["kernels"])
         manifest |= {
             "compiler": VERSION,
-            "tools": {"torch": torch.__version__, "torch_mlir": version("torch-mlir"), "triton": version("triton")},
+            "tools": {tool: version(tool.replace("_", "-")) for tool in ("torch", "torch_mlir", "triton")},
             "options": {
                 **{"activations": activations, "stages": str(stages), "fusion": fusion, "scale_mode": scale_mode},
                 **{"quantize_weights": quantize_weights or "none", "scope": scope, "weights": weights},
@@ -168,6 +182,18 @@ def compile(
 def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise CompileRefused(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+
+
+def _config_of(model: object) -> Mapping[str, Any] | None:
+    """The config.json that a model is, or has in its directory; None where there is none that can be read."""
+    if not isinstance(model, str | Path):
+        return None
+    path = Path(model, "config.json") if Path(model).is_dir() else Path(model)
+    if path.suffix != ".json" or not path.is_file():
+        return None
+    with suppress(ModelError):  # the import tells
+        return read_config(path)
+    return None
 
 
 def _origin(weights: str, seed: int, imported: ImportedModule) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moeloom import torch_ops
-from moeloom.checkpoint import ModelError
+from moeloom.experts import mxfp4_weights
+from moeloom.model_config import ModelError
 from moeloom.runtime.reference import GROUP
 
 EXPERTS_IMPLEMENTATION = "moeloom"
@@ -127,46 +128,42 @@ class Mxfp4Experts(nn.Module):
 
     def __init__(self, experts: Any):
         super().__init__()
-        count, hidden, inner = experts.num_experts, experts.hidden_size, experts.intermediate_size
         self.alpha, self.limit = experts.alpha, experts.limit
-        for name, rows, columns in (("gate_up_proj", 2 * inner, hidden), ("down_proj", hidden, inner)):
-            bias = getattr(experts, f"{name}_bias")
-            sizes = (count, rows, columns // GROUP)
-            device = bias.device
-            blocks = torch.empty(*sizes, GROUP // 2, dtype=torch.uint8, device=device)
-            scales = torch.empty(*sizes, dtype=torch.uint8, device=device)
-            self.register_parameter(f"{name}_blocks", nn.Parameter(blocks, requires_grad=False))
-            self.register_parameter(f"{name}_scales", nn.Parameter(scales, requires_grad=False))
-            self.register_parameter(f"{name}_bias", bias)
+        bias = experts.down_proj_bias
+        sizes = experts.num_experts, experts.hidden_size, experts.intermediate_size
+        for name, (shape, element) in mxfp4_weights(*sizes, "bias"):
+            if element == "bias":
+                self.register_parameter(name, getattr(experts, name))
+            else:
+                packed = torch.empty(shape, dtype=torch.uint8, device=bias.device)
+                self.register_parameter(name, nn.Parameter(packed, requires_grad=False))
 
     def forward(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         return run_experts(self, x, ids, weights)
 
 
-def run_experts(experts: Any, x: Tensor, ids: Tensor, weights: Tensor, x_scales: Tensor | None = None) -> Tensor:
+def run_experts(experts: Any, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
     """`torch.ops.moe.experts` of an experts module: one of transformers' or `Mxfp4Experts`.
 
-    The signature without `x_scales` is that of transformers' experts registry. With it, `x` is MXFP4 payload.
+    The signature is that of transformers' experts registry.
     """
+    tensors = (None if name is None else getattr(experts, name) for name in operands(experts))
+    ids, weights = _as(ids, torch.int32), _as(weights, torch.float32)
+    return torch_ops.experts(x, None, ids, weights, *tensors, x.dtype, *arguments(experts))
+
+
+def operands(experts: Any) -> tuple[str | None, ...]:
+    """The names of gate_up, its scales and bias, down, its scales and bias; None is one that there is not."""
+    suffix = "_blocks" if isinstance(experts, Mxfp4Experts) else ""
+    parts = (f"{product}{part}" for product in ("gate_up_proj", "down_proj") for part in (suffix, "_scales", "_bias"))
+    return tuple(name if getattr(experts, name, None) is not None else None for name in parts)
+
+
+def arguments(experts: Any) -> tuple[str, float, float, str, str]:
+    """`activation`, `alpha`, `limit`, `gate_up_order` and `weight_order` of `moe.experts`."""
     packed = isinstance(experts, Mxfp4Experts)
-    suffix = "_blocks" if packed else ""
-    interleaved = packed or not experts.is_concatenated
-    return torch_ops.experts(
-        x,
-        x_scales,
-        _as(ids, torch.int32),
-        _as(weights, torch.float32),
-        getattr(experts, f"gate_up_proj{suffix}"),
-        getattr(experts, "gate_up_proj_scales", None),
-        getattr(experts, "gate_up_proj_bias", None),
-        getattr(experts, f"down_proj{suffix}"),
-        getattr(experts, "down_proj_scales", None),
-        getattr(experts, "down_proj_bias", None),
-        x.dtype if x_scales is None else output_dtype(experts),
-        *_activation(experts),
-        "interleaved" if interleaved else "concatenated",
-        "kn" if not packed and experts.is_transposed else "nk",
-    )
+    gate_up_order = "interleaved" if packed or not experts.is_concatenated else "concatenated"
+    return *_activation(experts), gate_up_order, "kn" if not packed and experts.is_transposed else "nk"
 
 
 def _as(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -36,6 +36,11 @@ def kept(make: Callable[[], ir.Module], config: Mapping[str, Any], activations: 
     return module
 
 
+def is_kept(config: Mapping[str, Any], activations: str, folder: Path) -> bool:
+    """Whether `kept` would find the module in `folder`."""
+    return (folder / f"{_key(config, activations)}.mlir").exists()
+
+
 def _key(config: Mapping[str, Any], activations: str) -> str:
     here = Path(__file__).parent
     tools = [platform.python_version(), sources(here, "torch")]

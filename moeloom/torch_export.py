@@ -104,15 +104,22 @@ def _locate(graph: fx.Graph, origin: type[nn.Module]) -> None:
 
     Nodes without any get the line of the definition itself.
     """
-    try:
-        path, definition = inspect.getfile(origin), inspect.getsourcelines(origin)[1]
-    except (OSError, TypeError):  # typed at a prompt
+    defined = definition_of(origin)
+    if defined is None:
         return
-    shown = _relative(path)
+    path, (shown, definition) = inspect.getfile(origin), defined
     for node in graph.nodes:
         frames = FRAME.findall(node.stack_trace or "")
         lines = [line for file, line in frames if file == path] or [definition]
         node.meta["stack_trace"] = "\n".join(f'File "{shown}", line {line}, in forward' for line in lines)
+
+
+def definition_of(cls: type) -> tuple[str, int] | None:
+    """The file that defines `cls`, by its path below the import root, and the line; None where it was typed."""
+    try:
+        return _relative(inspect.getfile(cls)), inspect.getsourcelines(cls)[1]
+    except (OSError, TypeError):
+        return None
 
 
 def _relative(path: str) -> str:

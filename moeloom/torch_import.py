@@ -5,7 +5,7 @@ What a config.json becomes can be kept by content: then neither transformers nor
 
 import importlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,10 +15,11 @@ from torch_mlir import ir
 from torch_mlir.dialects import func
 
 from moeloom import dialects
-from moeloom.checkpoint import Checkpoint, ModelError, ModuleWeights, read_config
+from moeloom.checkpoint import Checkpoint, ModuleWeights
 from moeloom.dialects import moe
 from moeloom.import_cache import kept
 from moeloom.lowering import emit
+from moeloom.model_config import ModelError, read_config
 from moeloom.passes.diagnostics import collected
 from moeloom.runtime.bind import AsDeclared
 from moeloom.runtime.pack import Source
@@ -80,15 +81,13 @@ def import_torch(
     *,
     activations: Activations = "mxfp4",
     cache: Path | None = None,
-    importing: Callable[[], None] = lambda: None,
 ) -> ImportedModule:
     """The MoE blocks of `model` as one MLIR module, in the torch dialect with `torch.moe` operators.
 
     `model` is a checkpoint directory, a config.json, a Python "module:factory" whose call returns a torch.nn.Module,
     such a module (a transformers model or one MoE block), or a .mlir file, which is parsed. With `activations` mxfp4
     each block gets an entry for pre-quantised activations. `cache` is a folder that keeps what a config.json became.
-    `importing` is called before what a config.json describes is imported, which takes seconds, unless the cache spares
-    it. Raises ModelError, in one line, for what it cannot import.
+    Raises ModelError, in one line, for what it cannot import.
     """
     if activations not in get_args(Activations):
         raise ModelError(f"activations is {activations!r}; it must be {' or '.join(get_args(Activations))}")
@@ -103,9 +102,9 @@ def import_torch(
         return import_torch(call_factory(str(model)), activations=activations)
     if path.is_file():
         config = read_config(path)
-        return ImportedModule(import_config(config, str(path), activations, cache, importing), config=config)
+        return ImportedModule(import_config(config, str(path), activations, cache), config=config)
     checkpoint = Checkpoint(path)
-    module = import_config(checkpoint.config, str(path), activations, cache, importing)
+    module = import_config(checkpoint.config, str(path), activations, cache)
     check_weights(checkpoint, module)
     return _declaring(module, checkpoint, checkpoint.config)
 
@@ -115,13 +114,11 @@ def import_config(
     where: str,
     activations: Activations,
     cache: Path | None = None,
-    importing: Callable[[], None] = lambda: None,
 ) -> ir.Module:
-    """The MoE blocks of the model that a config.json describes; `where` is how an error calls it. `cache`, `importing`
-    as of `import_torch`."""
+    """The MoE blocks of the model that a config.json describes; `where` is how an error calls it. `cache` as of
+    `import_torch`."""
 
     def make() -> ir.Module:
-        importing()
         from moeloom import block_import, families
 
         model = block_import.from_config(config, where)

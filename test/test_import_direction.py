@@ -115,9 +115,23 @@ def test_help_loads_neither_torch_nor_mlir():
     assert not loaded_after("import moeloom.tools.main") & {"torch", "torch_mlir", "triton", "transformers"}
 
 
-def test_compiler_loads_neither_triton_nor_transformers():
-    """Workers compile kernels and a cached import needs no model class; Triton alone takes half a second."""
-    assert not loaded_after("import moeloom.compiler") & {"triton", "transformers"}
+def test_compiler_loads_none_of_what_takes_seconds():
+    """Workers compile kernels, and those that are ordered ahead are under way before torch is imported."""
+    assert not loaded_after("import moeloom.compiler") & {"torch", "triton", "transformers"}
+
+
+def test_kernels_are_ordered_without_torch(checkpoint):
+    code = f"""
+import pathlib, unittest.mock
+from moeloom import ahead
+from moeloom.lowering.pipeline import Options
+from moeloom.lowering.targets import target
+from moeloom.model_config import read_config
+workers = unittest.mock.Mock()
+config = read_config(pathlib.Path({str(checkpoint("gpt_oss") / "config.json")!r}))
+ahead.order(config, Options(), [target("cpu"), target("sm_90")], workers)
+assert workers.order.call_count == 2"""
+    assert not loaded_after(code) & {"torch", "triton", "transformers"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "runtime").glob("*.py")), ids=lambda path: path.stem)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from moeloom.lowering.workers import CompileError, Workers, make
+from moeloom.lowering.workers import CompileError, Job, Workers, make
 
 from . import objects
 from .compile import link
@@ -28,13 +28,12 @@ def write_libraries(
     unknown = sorted({kernel["template"] for kernel in kernels.values()} - TEMPLATES.keys())
     if unknown:
         raise CompileError(f"target cpu has no kernel template {', '.join(unknown)}")
-    wanted = [objects.jobs(kernels, tier.name) for tier in BEST_FIRST]
-    jobs = [job for tier in wanted for job in tier]
-    made = iter(make(objects.__name__, jobs, cache, progress, workers=workers))
+    made = make(objects.__name__, library_jobs(kernels), cache, progress, workers=workers)
+    each = len(made) // len(BEST_FIRST)
     libraries = []
-    for tier, parts in zip(BEST_FIRST, wanted, strict=True):
+    for number, tier in enumerate(BEST_FIRST):
         path = folder / f"cpu-{tier.name}.so"
-        link([next(made) for _ in parts], kernels, path)
+        link(made[number * each : (number + 1) * each], kernels, path)
         libraries.append(
             {
                 "tier": tier.name,
@@ -44,3 +43,8 @@ def write_libraries(
             }
         )
     return libraries
+
+
+def library_jobs(kernels: Mapping[str, Mapping]) -> list[Job]:
+    """The objects of every tier's library, in turn, as many for each."""
+    return [job for tier in BEST_FIRST for job in objects.jobs(kernels, tier.name)]

@@ -71,8 +71,15 @@ def compile_kernels(
     workers: Workers | None = None,
 ) -> dict[str, Path]:
     """The folder of every kernel in `cache` (code, assembly, facts: see compile.py)."""
-    jobs = [_job(name, kernel, architecture, odd_strides.get(name, ())) for name, kernel in kernels.items()]
+    jobs = kernel_jobs(kernels, architecture, odd_strides)
     return dict(zip(kernels, make(WORKER, jobs, cache, progress, environment(), workers), strict=True))
+
+
+def kernel_jobs(
+    kernels: Mapping[str, Mapping[str, Any]], architecture: Architecture, odd_strides: Mapping[str, Collection[int]]
+) -> list[Job]:
+    """What makes each kernel."""
+    return [_job(name, kernel, architecture, odd_strides.get(name, ())) for name, kernel in kernels.items()]
 
 
 def _job(name: str, kernel: Mapping[str, Any], architecture: Architecture, odd_strides: Collection[int]) -> Job:

@@ -14,7 +14,7 @@ COMPILER_PACKAGES = ("torch_mlir", "triton", "transformers")
 
 USER_ERRORS = {
     "moeloom.compiler": ("CompileRefused",),
-    "moeloom.checkpoint": ("ModelError",),
+    "moeloom.model_config": ("ModelError",),
     "moeloom.lowering.cache": ("CacheError",),
     "moeloom.lowering.settings": ("SettingError",),
     "moeloom.lowering.targets": ("UnknownTargetError",),

@@ -9,7 +9,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from moeloom import families
-from moeloom.checkpoint import Checkpoint, ModelError, ModuleWeights
+from moeloom.checkpoint import Checkpoint, ModuleWeights
+from moeloom.model_config import ModelError
 from moeloom.runtime.bind import AsDeclared
 from moeloom.runtime.errors import ArtifactError
 

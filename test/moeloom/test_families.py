@@ -5,7 +5,8 @@ import torch
 import transformers
 
 from moeloom import families
-from moeloom.checkpoint import Checkpoint, ModelError
+from moeloom.checkpoint import Checkpoint
+from moeloom.model_config import ModelError
 
 FAMILIES = [family.model_type for family in families.FAMILIES]
 # Beyond what make_checkpoint chooses: what changes how a family routes.
