@@ -235,8 +235,9 @@ def is_old(lower: FunctionLowering, value: ir.Value, others: list[ir.Value]) -> 
     """Whether a launch that reads `others` may read `value` on sm_90 while the launch before it still runs.
 
     It may where that launch, or an older one on the way to `others`, has read the same maker's results: it has ended.
+    So has what made an argument of the program, when any launch of ours has begun before.
     """
-    if lower.layout != "stream" or isinstance(value.owner, ir.Block):
+    if lower.layout != "stream":
         return False
     return any(_follows(other, value.owner) for other in others)
 
@@ -257,21 +258,24 @@ def is_last_launch(value: ir.Value) -> bool:
     return made
 
 
-def _follows(value: ir.Value, sort: ir.Operation) -> bool:
-    """Whether `value` is made by a launch that reads a result of `sort`, directly or through other launches."""
+def _follows(value: ir.Value, maker: ir.Operation | ir.Block) -> bool:
+    """Whether `value` is made by a launch that reads a result of `maker`, directly or through other launches; where
+    that is the program, by any launch."""
     if isinstance(value.owner, ir.Block):
         return False
     owner = value.owner.operation
-    if owner == sort.operation:
-        return False
     if owner.name == "kernel.alternatives":
         number = ir.OpResult(value).result_number
         yielded = [list(region.blocks[0].operations)[-1].operands[number] for region in owner.regions]
-        return all(_follows(each, sort) for each in yielded)
+        return all(_follows(each, maker) for each in yielded)
     if owner.name != "kernel.launch":
         return False
+    if isinstance(maker, ir.Block):
+        return True
+    if owner == maker.operation:
+        return False
     reads = [each for each in owner.operands if not isinstance(each.owner, ir.Block)]
-    return any(each.owner.operation == sort.operation or _follows(each, sort) for each in reads)
+    return any(each.owner.operation == maker.operation or _follows(each, maker) for each in reads)
 
 
 def _programs_by_shared(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp, more: int = 0) -> int:

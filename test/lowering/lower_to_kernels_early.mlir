@@ -38,3 +38,29 @@ func.func @first(%x: tensor<?x96xbf16>) -> (tensor<?x96xf4E2M1FN>, tensor<?x3xf8
   %q, %s = "moe.quant"(%x) {kind = "per_1x32", scale_mode = "even"} : (tensor<?x96xbf16>) -> (tensor<?x96xf4E2M1FN>, tensor<?x3xf8E8M0FNU>)
   return %q, %s : tensor<?x96xf4E2M1FN>, tensor<?x3xf8E8M0FNU>
 }
+
+// -----
+
+// Behind the products, which experts a token has is read early, whoever chose them.
+// CHECK: early = true, {{.*}}sym_name = "combine_0"
+func.func @whose_experts(%x: tensor<?x64xbf16>, %ids: tensor<?x2xi32>, %w: tensor<?x2xf32>,
+    %w2: tensor<8x96x64xf4E2M1FN> {moe.weight = "v"}, %s2: tensor<8x96x2xf8E8M0FNU> {moe.weight = "t"}) -> tensor<?x96xbf16> {
+  %s, %sw, %e, %n = "moe.sort_tokens"(%ids, %w) {experts = 8 : i64, block = 16 : i64, operandSegmentSizes = array<i32: 1, 1, 0, 0>}
+    : (tensor<?x2xi32>, tensor<?x2xf32>) -> (tensor<?xi32>, tensor<?xf32>, tensor<?xi32>, tensor<2xi32>)
+  %r = "moe.down"(%x, %s, %e, %n, %sw, %w2, %s2) {topk = 2 : i64, block = 16 : i64, weight_order = "nk",
+      operandSegmentSizes = array<i32: 1, 0, 1, 1, 1, 1, 1, 1, 0>}
+    : (tensor<?x64xbf16>, tensor<?xi32>, tensor<?xi32>, tensor<2xi32>, tensor<?xf32>, tensor<8x96x64xf4E2M1FN>, tensor<8x96x2xf8E8M0FNU>) -> tensor<?x96xf32>
+  %y = "moe.combine"(%r, %ids) {operandSegmentSizes = array<i32: 1, 1, 0, 0>} : (tensor<?x96xf32>, tensor<?x2xi32>) -> tensor<?x96xbf16>
+  return %y : tensor<?x96xbf16>
+}
+
+// -----
+
+// Not where no launch made the rows.
+// CHECK: early = false, {{.*}}sym_name = "combine_0"
+func.func @rows_of_the_caller(%r: tensor<?x96xf32>, %ids: tensor<?x2xi32>, %w: tensor<?x2xf32>) -> (tensor<?x96xbf16>, tensor<?xi32>) {
+  %s, %sw, %e, %n = "moe.sort_tokens"(%ids, %w) {experts = 8 : i64, block = 16 : i64, operandSegmentSizes = array<i32: 1, 1, 0, 0>}
+    : (tensor<?x2xi32>, tensor<?x2xf32>) -> (tensor<?xi32>, tensor<?xf32>, tensor<?xi32>, tensor<2xi32>)
+  %y = "moe.combine"(%r, %ids) {operandSegmentSizes = array<i32: 1, 1, 0, 0>} : (tensor<?x96xf32>, tensor<?x2xi32>) -> tensor<?x96xbf16>
+  return %y, %s : tensor<?x96xbf16>, tensor<?xi32>
+}
