@@ -1,71 +1,24 @@
-"""Compilation in worker processes: what they make is kept by content, and a crash becomes an error of one line.
-
-A worker is a module that ends in `serve(compile)`. It says READY; then jobs reach it as JSON lines on stdin, and a JSON
-line goes back for each one. A compiler that aborts takes a worker with it and not us, and one that prints `error:` and
-returns has failed too.
-"""
+"""Compilation in worker processes: what they make is kept by content, and a crash becomes an error of one line."""
 
 from __future__ import annotations
 
-import gc
-import hashlib
 import heapq
-import json
 import os
-import re
 import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
-from threading import Lock, Thread
+from threading import Lock
 from types import TracebackType
-from typing import Any
 
 from moeloom.lowering.cache import hit, trim
+from moeloom.lowering.jobs import CompileError, Job
+from moeloom.lowering.processes import Worker, Zygote
 
-ERROR = re.compile(r"\berror *:", re.IGNORECASE)
-READY = "ready"
-MOST_AHEAD = 8
+MOST_AHEAD = 16
 """Workers that are started before it is known how much there is to do."""
-
-
-class CompileError(Exception):
-    """A kernel, a compiler or a linker does not do what a target needs. One line."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One thing to make, a file or a folder. `name` is how an error calls it: "kernel quant_0 for gfx950".
-
-    `work` is what the worker gets, JSON. `key` is everything that the thing depends on, with its suffix. What has the
-    highest `cost`, in no unit, is started first.
-    """
-
-    name: str
-    work: Mapping[str, Any]
-    key: str
-    cost: int = 0
-
-
-def content_key(work: Mapping[str, Any], compiler: str) -> str:
-    """A key that changes with the job and with `compiler` (see `sources`)."""
-    return hashlib.sha256((json.dumps(work, sort_keys=True) + compiler).encode()).hexdigest()
-
-
-@cache
-def sources(folder: Path, package: str) -> str:
-    """A hash of the Python files of `folder` and of the version of the compiler `package`."""
-    digest = hashlib.sha256(version(package).encode())
-    for file in sorted(folder.glob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def make(
@@ -107,9 +60,8 @@ class Workers:
     def __init__(self, folder: Path):
         self.folder = folder
         self._lock, self._closed = Lock(), False
-        self._alive: set[_Worker] = set()
-        self._idle: dict[str, list[_Worker]] = {}
-        self._starting: dict[str, Thread] = {}
+        self._zygotes: list[Zygote] = []
+        self._idle: dict[str, list[Worker]] = {}
         self._ordered: dict[Path, Future[None]] = {}
         self._queue: list[_Order] = []
         self._number = 0
@@ -122,29 +74,23 @@ class Workers:
         with self._lock:
             self._closed = True
             self._queue.clear()
-            for worker in self._alive:
-                worker.kill()
-        for thread in self._starting.values():
-            thread.join()
+            for zygote in self._zygotes:
+                zygote.stop()
         self._threads.shutdown()
-        for worker in self._alive:
-            worker.end()
+        for zygote in self._zygotes:
+            zygote.close()
 
     def start(self, module: str, environment: Mapping[str, str]) -> None:
-        """Start workers that run `module`, one a CPU, until the first is taken: in the background and one after
-        another, since who calls this has something else to do."""
-        self._starting[module] = Thread(target=self._start, args=(module, environment), daemon=True)
-        self._starting[module].start()
+        """Have workers that run `module` get ready in the background, one a CPU."""
+        with self._lock:
+            self._start(module, environment, MOST_AHEAD)
 
-    def _start(self, module: str, environment: Mapping[str, str]) -> None:
-        for number in range(min(_cpus(), MOST_AHEAD)):
-            with self._lock:
-                idle = self._idle.setdefault(module, [])
-                if self._closed or len(idle) < number:
-                    return
-                worker = self._new(module, environment)
-                idle.append(worker)
-            worker.wait_until_ready()
+    def _start(self, module: str, environment: Mapping[str, str], most: int) -> list[Worker]:
+        """Those that wait, after `most` new ones at most."""
+        self._zygotes.append(Zygote(module, self.folder, environment, min(_cpus(), most)))
+        idle = self._idle.setdefault(module, [])
+        idle += self._zygotes[-1].workers
+        return idle
 
     def order(self, module: str, jobs: Sequence[Job], environment: Mapping[str, str]) -> list[Future[None]]:
         """Have workers that run `module` in `environment` make what `folder` lacks of `jobs`, in the background: a
@@ -182,26 +128,16 @@ class Workers:
         with self._lock:
             if self._closed:
                 raise CompileError(f"compiling {order.job.name} was given up")
-            worker = self._take(order.module, order.environment)
+            waiting = sum(other.module == order.module for other in self._queue)
+            idle = self._idle.get(order.module) or self._start(order.module, order.environment, 1 + waiting)
+            worker = idle.pop(0)
         problem = worker.ask(order.job)
         if problem:
-            with self._lock:
-                self._alive.discard(worker)
             worker.end()
             raise CompileError(f"compiling {order.job.name} failed: {problem}")
         _publish(worker.made, self.folder / order.job.key)
         with self._lock:
-            self._idle.setdefault(worker.module, []).append(worker)
-
-    def _take(self, module: str, environment: Mapping[str, str]) -> _Worker:
-        """A worker that runs `module`: one that waits, or a new one."""
-        idle = self._idle.get(module)
-        return idle.pop(0) if idle else self._new(module, environment)
-
-    def _new(self, module: str, environment: Mapping[str, str]) -> _Worker:
-        worker = _Worker(module, self.folder, environment)
-        self._alive.add(worker)
-        return worker
+            self._idle[order.module].append(worker)
 
 
 @dataclass(order=True, frozen=True)
@@ -216,59 +152,6 @@ class _Order:
     future: Future[None] = field(compare=False)
 
 
-class _Worker:
-    def __init__(self, module: str, folder: Path, environment: Mapping[str, str]):
-        self.module = module
-        self._lock, self._said = Lock(), ""
-        with ExitStack() as opened:
-            scratch = opened.enter_context(tempfile.TemporaryDirectory(dir=folder))
-            self.made = Path(scratch, "made")
-            self._complaints = opened.enter_context(open(Path(scratch, "stderr"), "a+"))
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", module],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._complaints,
-                text=True,
-                # What a compiler leaves behind goes with the folder.
-                env={**environment, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": scratch},
-            )
-            self._opened = opened.pop_all()
-
-    def wait_until_ready(self) -> bool:
-        """False where it has ended instead."""
-        with self._lock:
-            if not self._said:
-                assert self._process.stdout is not None
-                self._said = self._process.stdout.readline() or "nothing"
-            return self._said.strip() == READY
-
-    def ask(self, job: Job) -> str:
-        """Have it make `made`; the line that says why it could not, or ""."""
-        process, complaints = self._process, self._complaints
-        assert process.stdin is not None and process.stdout is not None
-        start = complaints.seek(0, os.SEEK_END) if self.wait_until_ready() else 0
-        with suppress(BrokenPipeError):
-            print(json.dumps([job.work, str(self.made)]), file=process.stdin, flush=True)
-        reply = process.stdout.readline()
-        complaints.seek(start)
-        said = complaints.read()
-        if not reply:
-            return one_line(said) or f"the compiler ended with {process.wait()}"
-        problem, complaint = json.loads(reply)["problem"], one_line(said) if ERROR.search(said) else ""
-        if complaint and complaint not in problem:
-            problem += f": {complaint}" if problem else complaint
-        return problem or ("" if self.made.exists() else "the compiler wrote nothing")
-
-    def kill(self) -> None:
-        self._process.kill()  # it has nothing left to say, and a compiler takes its time to end
-
-    def end(self) -> None:
-        self.kill()
-        with suppress(BrokenPipeError), self._opened, self._process:  # it may not have read its last job
-            pass
-
-
 def _stop(done: Future[None], orders: Sequence[Future[None]]) -> None:
     """After a failure, begin none of `orders` any more."""
     if not done.cancelled() and done.exception() is not None:
@@ -280,12 +163,6 @@ def _cpus() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def one_line(said: str) -> str:
-    """The last line that calls itself an error, or the last one: what comes before is context."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if ERROR.search(line)), lines[-1] if lines else "")
-
-
 def _publish(made: Path, path: Path) -> None:
     """Put what was made into its place, whole."""
     try:
@@ -294,25 +171,3 @@ def _publish(made: Path, path: Path) -> None:
         if not path.is_dir():
             raise
         shutil.rmtree(made)  # a folder that another process has put there first
-
-
-def serve(compile: Callable[[Mapping[str, Any], Path], None]) -> None:
-    """A worker: calls compile(work, path) for each job until stdin ends."""
-    # Compilers print what they like on stdout; the replies have a channel of their own.
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    # Between jobs alone: a kernel makes so many objects that searching the imported modules for cycles costs a tenth.
-    gc.disable()
-    gc.freeze()
-    print(READY, file=replies, flush=True)
-    for line in sys.stdin:
-        work, path = json.loads(line)
-        problem = ""
-        try:
-            compile(work, Path(path))
-        except CompileError as error:
-            problem = str(error)
-        except Exception as error:
-            problem = f"{type(error).__name__}: {one_line(str(error))}"
-        print(json.dumps({"problem": problem}), file=replies, flush=True)
-        gc.collect()

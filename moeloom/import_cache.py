@@ -13,7 +13,7 @@ from torch_mlir import ir
 
 from moeloom import dialects
 from moeloom.lowering.cache import hit
-from moeloom.lowering.workers import content_key, sources
+from moeloom.lowering.jobs import content_key, sources
 from moeloom.passes.diagnostics import collected
 
 

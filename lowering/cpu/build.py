@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from moeloom.lowering.workers import CompileError, Job, Workers, make
+from moeloom.lowering.jobs import CompileError, Job
+from moeloom.lowering.workers import Workers, make
 
 from . import objects
 from .compile import link

@@ -11,7 +11,7 @@ from torch_mlir import ir
 from torch_mlir.execution_engine import ExecutionEngine
 from torch_mlir.passmanager import PassManager
 
-from moeloom.lowering.workers import CompileError
+from moeloom.lowering.jobs import CompileError
 
 from . import command_processor
 from .tiers import Tier

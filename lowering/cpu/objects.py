@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moeloom.lowering.workers import Job, content_key, serve, sources
+from moeloom.lowering.jobs import Job, content_key, sources
+from moeloom.lowering.processes import serve
 
 from .compile import RUN, write_object
 from .templates import TEMPLATES

@@ -14,7 +14,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from moeloom.lowering.workers import Job, Workers, content_key, make, sources
+from moeloom.lowering.jobs import Job, content_key, sources
+from moeloom.lowering.workers import Workers, make
 
 from .architecture import Architecture
 

@@ -19,7 +19,8 @@ from triton.experimental.gluon._runtime import GluonASTSource
 from triton.runtime import cache
 from triton.runtime.cache import FileCacheManager
 
-from moeloom.lowering.workers import CompileError, serve
+from moeloom.lowering.jobs import CompileError
+from moeloom.lowering.processes import serve
 
 from . import assembly
 from .architecture import ALIGNED, ARCHITECTURES, SIMDS, Architecture

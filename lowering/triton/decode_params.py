@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from moeloom.lowering.workers import CompileError
+from moeloom.lowering.jobs import CompileError
 from moeloom.runtime.stream import MfmaStream, Stream
 
 from . import decode_chunk, decode_mfma_step

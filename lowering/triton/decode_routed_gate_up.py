@@ -12,7 +12,7 @@ from typing import Any
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from moeloom.lowering.workers import CompileError
+from moeloom.lowering.jobs import CompileError
 from moeloom.runtime.stream import Stream
 
 from .decode_chunk import OCTET

@@ -10,7 +10,7 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from moeloom.lowering.workers import CompileError
+from moeloom.lowering.jobs import CompileError
 
 from .decode_chunk import OCTET
 from .decode_stream import thread_numbers, threads_layout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from moeloom.lowering.workers import CompileError
+from moeloom.lowering.jobs import CompileError
 from moeloom.runtime.stream import CHUNK_COLUMNS, Stream
 
 from .product_params import product_arguments

@@ -18,7 +18,7 @@ USER_ERRORS = {
     "moeloom.lowering.cache": ("CacheError",),
     "moeloom.lowering.settings": ("SettingError",),
     "moeloom.lowering.targets": ("UnknownTargetError",),
-    "moeloom.lowering.workers": ("CompileError",),
+    "moeloom.lowering.jobs": ("CompileError",),
     "moeloom.peers": ("PeerDisagrees",),
     "moeloom.passes.base": ("OptionError", "PassError"),
     "moeloom.passes.pipeline": ("PipelineError",),

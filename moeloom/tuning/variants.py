@@ -7,13 +7,13 @@ from typing import Any
 
 from moeloom import switches
 from moeloom.compiler import CompileReport, compile
+from moeloom.lowering.jobs import CompileError
 from moeloom.lowering.packing import Layout
 from moeloom.lowering.pipeline import Options, layout_of
 from moeloom.lowering.settings import Setting, SettingError, in_force
 from moeloom.lowering.targets import Target
 from moeloom.lowering.triton.tiles import FACTS, TILE_OF, facts
 from moeloom.lowering.tuning import candidates
-from moeloom.lowering.workers import CompileError
 from moeloom.passes.base import OptionError, PassError
 from moeloom.passes.pipeline import PipelineError
 from moeloom.runtime import artifact

@@ -6,11 +6,13 @@ import time
 import pytest
 
 from moeloom.lowering.cache import LOOKED_THROUGH
-from moeloom.lowering.workers import CompileError, Job, Workers, content_key, make
+from moeloom.lowering.jobs import CompileError, Job, content_key
+from moeloom.lowering.workers import Workers, make
 
 WORKER = """
 import ctypes, os, pathlib, sys, time
-from moeloom.lowering.workers import CompileError, serve
+from moeloom.lowering.jobs import CompileError
+from moeloom.lowering.processes import serve
 
 def compile(work, path):
     do = work["do"]

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from triton import knobs
 
+from moeloom.lowering.jobs import CompileError
 from moeloom.lowering.triton import build
 from moeloom.lowering.triton.architecture import ARCHITECTURES
 from moeloom.lowering.triton.assembly import instructions, parameters
 from moeloom.lowering.triton.build import ASSEMBLY, CODE, compile_kernels, write_kernels
 from moeloom.lowering.triton.compile import Kept, divisible, kernel_facts
 from moeloom.lowering.triton.templates import TEMPLATES
-from moeloom.lowering.workers import CompileError
 
 pytestmark = pytest.mark.usefixtures("own_templates")
 GFX942, SM_90 = ARCHITECTURES["gfx942"], ARCHITECTURES["sm_90"]

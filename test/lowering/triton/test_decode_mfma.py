@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from moeloom.lowering.jobs import CompileError
 from moeloom.lowering.triton import build
 from moeloom.lowering.triton.architecture import ARCHITECTURES, SIMDS
 from moeloom.lowering.triton.assembly import instructions, matrix_loop
 from moeloom.lowering.triton.build import ASSEMBLY, FACTS
 from moeloom.lowering.triton.templates import TEMPLATES
-from moeloom.lowering.workers import CompileError
 from moeloom.runtime import reference
 from moeloom.runtime.pack_mfma import pack_mfma
 

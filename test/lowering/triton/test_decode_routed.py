@@ -14,12 +14,12 @@ from ptx.memory import Memory
 from ptx.products import exchange_of
 from torch import Tensor
 
+from moeloom.lowering.jobs import CompileError
 from moeloom.lowering.triton import build
 from moeloom.lowering.triton.architecture import ARCHITECTURES
 from moeloom.lowering.triton.build import ASSEMBLY, FACTS
 from moeloom.lowering.triton.templates import TEMPLATES
 from moeloom.lowering.triton.tiles import SM_90
-from moeloom.lowering.workers import CompileError
 from moeloom.runtime import reference
 from moeloom.runtime.pack_stream import pack_stream
 from moeloom.runtime.stream import EXCHANGE_FLAGS

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import triton
 
+from moeloom.lowering.jobs import CompileError
 from moeloom.lowering.targets import TARGETS
 from moeloom.lowering.triton import build
 from moeloom.lowering.triton.architecture import ARCHITECTURES
 from moeloom.lowering.triton.build import CODE, FACTS
 from moeloom.lowering.triton.templates import TEMPLATES
-from moeloom.lowering.workers import CompileError
 
 DISASSEMBLER = Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
 GPT_OSS = {

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 import triton
 import triton.language as tl
 
+from moeloom.lowering.processes import serve
 from moeloom.lowering.triton.compile import write_kernel
 from moeloom.lowering.triton.template import Template
 from moeloom.lowering.triton.templates import TEMPLATES
-from moeloom.lowering.workers import serve
 
 
 @triton.jit
