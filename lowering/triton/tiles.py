@@ -128,7 +128,7 @@ SM_90 = (
     # With 8 warps a register of it is spilled.
     _tile("route_sort", rows=8, num_warps=4),
     _tile("router", rows=2, num_warps=4),
-    _tile("expand", groups=16, num_warps=8),
+    _tile("expand", groups=4, num_warps=4),
     # 16 warps an SM: with 64 and 80 rows all in one program, which then reads x half as often. Two programs of 128 and
     # 160 rows have room for x in steps of 64 columns.
     *_prefill(ring=3, step=192, num_warps=16, ordered=1024, when={"block": 64}),

@@ -6,7 +6,7 @@
 
 // Payload and scales are one stream; blocks of 8 rows take the decode kernels, those of 64 the prefill kernels.
 // CHECK:       block = 64 : i64, {{.*}}steps = 4 : i64, stream_warps = 4 : i64, {{.*}}sym_name = "prefill_down_0"
-// CHECK:       columns = 96 : i64, groups = 16 : i64, layout = "tiled_32x8", {{.*}}stage = 1 : i64, topk = 2 : i64}, sym_name = "expand_0"
+// CHECK:       columns = 96 : i64, groups = 4 : i64, layout = "tiled_32x8", {{.*}}stage = 1 : i64, topk = 2 : i64}, sym_name = "expand_0"
 // CHECK:       quantise = "even", {{.*}}sym_name = "decode_gate_up_2"
 // CHECK:       early = true, {{.*}}sym_name = "decode_gate_up_1"
 // CHECK:       early = true, {{.*}}sym_name = "decode_down_0"
