@@ -85,14 +85,15 @@ class Worker:
 
     def ask(self, job: Job) -> str:
         """Have it make `made`; the line that says why it could not, or ""."""
-        if not self._process:
-            self._process = self._reply().get("ready", 0)
-        if not self._process:
-            return self.zygote.last_words()
         start = self._complaints.seek(0, os.SEEK_END)
-        with suppress(ConnectionError):
-            self._channel.sendall(f"{json.dumps([job.work, str(self.made)])}\n".encode())
-        reply = self._reply()
+        reply: dict[str, Any] = {"ready": self._process} if self._process else self._reply()
+        if not reply:
+            return self.zygote.last_words()
+        self._process = reply.get("ready", 0)
+        if self._process:
+            with suppress(ConnectionError):
+                self._channel.sendall(f"{json.dumps([job.work, str(self.made)])}\n".encode())
+            reply = self._reply()
         self._complaints.seek(start)
         said = self._complaints.read()
         if "problem" not in reply:

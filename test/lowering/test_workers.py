@@ -158,6 +158,15 @@ def test_workers_that_cannot_start_say_why_when_they_are_asked(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_forks_that_end_before_they_are_ready_say_so(module, tmp_path):
+    early = "import os\nfrom moeloom.lowering import processes\n"
+    early += "processes._work = lambda compile, channel, scratch: os._exit(7)\nprocesses.serve(print)\n"
+    (tmp_path / "sources" / "early_worker_of_test.py").write_text(early)
+    with pytest.raises(CompileError, match=r"kernel x failed: the compiler ended with 7$"):
+        make("early_worker_of_test", [job("file")], tmp_path / "kept", quiet)
+    assert list((tmp_path / "kept").iterdir()) == []
+
+
 def test_workers_that_nobody_asks_end_too(module, tmp_path):
     with Workers(tmp_path) as workers:
         workers.start(module, os.environ)
