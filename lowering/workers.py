@@ -94,7 +94,7 @@ class Workers:
 
     def order(self, module: str, jobs: Sequence[Job], environment: Mapping[str, str]) -> list[Future[None]]:
         """Have workers that run `module` in `environment` make what `folder` lacks of `jobs`, in the background: a
-        future for each thing, whose result is a CompileError or None. What is ordered twice is made once."""
+        future for each such thing, which raises CompileError where it failed. What is ordered twice is made once."""
         self.folder.mkdir(parents=True, exist_ok=True)
         futures = []
         with self._lock:
