@@ -5,8 +5,10 @@ import json
 import pytest
 
 import moeloom
-from moeloom import ahead, block_import, families, torch_import
+from moeloom import ahead, block_import, compiler, families, torch_import
+from moeloom.lowering.build import order_code
 from moeloom.lowering.cpu import objects
+from moeloom.lowering.jobs import CompileError
 from moeloom.lowering.pipeline import Options
 from moeloom.lowering.targets import target
 from moeloom.lowering.triton import build
@@ -64,20 +66,27 @@ def test_what_a_config_says_of_its_experts_is_what_the_model_has(tmp_path, chang
 def test_kernels_ordered_ahead_are_wanted_and_most_of_them_are(tmp_path, monkeypatch, activations):
     """Those of both kinds of target, before the model is imported: none in vain, and those that take longest."""
     ordered = []
-    order, imported = Workers.order, torch_import.import_torch
-
-    def noted(workers, module, jobs, environment):
-        ordered.append({job.key: job.cost for job in jobs})
-        return [] if len(ordered) <= 2 else order(workers, module, jobs, environment)
+    imported = torch_import.import_torch
 
     def importing(*arguments, **options):
         assert len(ordered) == 2
         return imported(*arguments, **options)
 
-    monkeypatch.setattr(Workers, "order", noted)
+    def wanted_of(target, kernels, programs, folder, workers, step):
+        order_code(target, kernels, programs, workers)
+        if len(ordered) == 4:
+            raise CompileError("that is all")
+        return {}
+
+    monkeypatch.setattr(Workers, "start", lambda *_: None)
+    monkeypatch.setattr(
+        Workers, "order", lambda workers, module, jobs, environment: ordered.append({job.key: job.cost for job in jobs})
+    )
+    monkeypatch.setattr(compiler, "write_code", wanted_of)
     monkeypatch.setattr(torch_import, "import_torch", importing)
     options = {"targets": ["cpu", "sm_90"], "activations": activations, "weights": "none", "cache": tmp_path / "kept"}
-    moeloom.compile(write_gpt_oss(tmp_path), tmp_path / "made.moel", **options)
+    with pytest.raises(CompileError, match="that is all"):
+        moeloom.compile(write_gpt_oss(tmp_path), tmp_path / "made.moel", **options)
     for ahead_of_it, wanted in zip(ordered[:2], ordered[2:], strict=True):
         assert ahead_of_it.items() <= wanted.items()
         assert len(ahead_of_it) > len(wanted) / 2
