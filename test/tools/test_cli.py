@@ -254,10 +254,19 @@ def test_nowhere_to_write(refused, tiny_checkpoint, tmp_path, option, said):
     assert line.endswith(said.format(tmp_path) + "\n")
 
 
-def test_cache_folder(cli, tiny_checkpoint, tmp_path, monkeypatch):
+SITE = """func.func @site(%x: tensor<?x64xbf16> {moe.input = "x"}) -> (tensor<?x64xf4E2M1FN>, tensor<?x2xf8E8M0FNU>) {
+  %codes, %scales = "moe.quant"(%x) {kind = "per_1x32", scale_mode = "even"}
+    : (tensor<?x64xbf16>) -> (tensor<?x64xf4E2M1FN>, tensor<?x2xf8E8M0FNU>)
+  return %codes, %scales : tensor<?x64xf4E2M1FN>, tensor<?x2xf8E8M0FNU>
+}
+"""
+
+
+def test_cache_folder(cli, tmp_path, monkeypatch):
+    (tmp_path / "site.mlir").write_text(SITE)
     monkeypatch.setenv("MOELOOM_CACHE", str(tmp_path / "by-environment"))
     for output, options in (("a.moel", ()), ("b.moel", ("--cache", tmp_path / "by-option"))):
-        assert cli("compile", tiny_checkpoint, "-o", tmp_path / output, "--weights", "none", *options)[0] == 0
+        assert cli("compile", tmp_path / "site.mlir", "-o", tmp_path / output, *options)[0] == 0
     made = [sorted(path.name for path in (tmp_path / f"by-{how}").iterdir()) for how in ("environment", "option")]
     assert made[0] == made[1] != []
 
