@@ -12,7 +12,7 @@ from typing import Any
 from torch_mlir import ir
 
 from moeloom import dialects
-from moeloom.experts import GROUP, Experts, add_functions, mxfp4_weights
+from moeloom.experts import Experts, add_functions, mxfp4_weights
 from moeloom.lowering import emit
 from moeloom.lowering.build import order_code, start_workers
 from moeloom.lowering.pipeline import Options, phases
@@ -20,6 +20,7 @@ from moeloom.lowering.targets import Target
 from moeloom.lowering.workers import Workers
 from moeloom.passes import pipeline
 from moeloom.passes.base import OptionError, PassError
+from moeloom.shape import GROUP
 
 SIZES = ("num_local_experts", "hidden_size", "intermediate_size", "num_experts_per_tok")
 ELEMENTS = {"bfloat16": "bf16", "float16": "f16"}

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from torch_mlir import ir
 
-GROUP = 32  # values with one scale (docs/contract.md)
+from moeloom.shape import GROUP
+
 SCALAR_TYPES = {"bf16": 15, "f16": 5}
 """PyTorch's numbers of the dtypes that activations have."""
 Weight = tuple[tuple[int, ...], str]
