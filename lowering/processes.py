@@ -32,7 +32,6 @@ class Zygote:
     """The process that imports `module` and forks into `count` workers, which write in one folder of `folder`."""
 
     def __init__(self, module: str, folder: Path, environment: Mapping[str, str], count: int):
-        self.module = module
         with ExitStack() as opened, ExitStack() as theirs:
             scratch = Path(opened.enter_context(tempfile.TemporaryDirectory(dir=folder)))
             self._complaints = opened.enter_context(open(scratch / COMPLAINTS, "a+"))

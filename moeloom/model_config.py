@@ -36,9 +36,10 @@ def quantisation(config: Mapping[str, Any], where: str) -> str:
     found = config.get("quantization_config")
     if not found:
         return "none"
-    if found.get("quant_method") != "mxfp4":
+    method = found.get("quant_method") if isinstance(found, dict) else found
+    if not isinstance(found, dict) or method != "mxfp4":
         raise ModelError(
-            f"{where} is quantised by {found.get('quant_method')!r}; moeloom reads mxfp4 (gpt-oss) and unquantised "
+            f"{where} is quantised by {method!r}; moeloom reads mxfp4 (gpt-oss) and unquantised "
             "checkpoints, so convert it to bf16 and compile with --quantize-weights mxfp4"
         )
     return "mxfp4"

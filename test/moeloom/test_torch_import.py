@@ -200,6 +200,7 @@ def write_config(folder, directory, **changes):
         ("olmoe", {"dtype": ["bfloat16"]}, r"the dtype in .* is \['bfloat16'\]; moeloom compiles"),
         ("olmoe", {"quantization_config": {"quant_method": "mxfp4"}}, "moeloom reads that format of gpt_oss only"),
         ("olmoe", {"quantization_config": {"quant_method": "gptq"}}, "is quantised by 'gptq'; moeloom reads mxfp4"),
+        ("gpt_oss", {"quantization_config": ["fp4"]}, r"is quantised by \['fp4'\]; moeloom reads mxfp4"),
         ("olmoe", {"num_hidden_layers": "two"}, "transformers cannot build the model of .*config.json: "),
         ("qwen3_moe", {"mlp_only_layers": [0, 1]}, "has no MoE block that moeloom knows"),
     ],
