@@ -14,7 +14,7 @@ from moeloom.dialects.rules import checked, one_of, require
 
 # How many operands (M included) and results an op of this dialect may have. IRDL binds a variadic operand to one type
 # for all its values, so values of different types need a slot each: optional operands, counted by the segment sizes.
-OPERANDS, RESULTS = 14, 7
+OPERANDS, RESULTS = 14, 9
 CHOICES = ("fusion", "linear", "sort", "prologue", "routing", "tokens")
 
 
@@ -80,7 +80,7 @@ class LaunchOp(Kernel.Operation, name="launch", traits=[ext.Pure]):
                  strided = array<i64: 0>, operandSegmentSizes = ..., resultSegmentSizes = ...}
                  : (index, tensor<?x2880xbf16>, ...) -> (...)
 
-    There are 14 operand and 7 result segments, 1 for each that is used and 0 for the rest.
+    There are 14 operand and 9 result segments, 1 for each that is used and 0 for the rest.
     """
 
     m: ext.Operand[ir.IndexType]

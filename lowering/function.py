@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch_mlir import ir
@@ -159,6 +160,15 @@ class FunctionLowering:
         )
         return list(op.results)
 
+    @contextmanager
+    def shown_as(self, op: str) -> Iterator[None]:
+        """Within, launches are those of `op`, whichever op is being lowered."""
+        self.op, outside = op, self.op
+        try:
+            yield
+        finally:
+            self.op = outside
+
     def exchange(self, words: int) -> ir.Value:
         """The memory through which programs of a launch talk to each other, with so many words beside its flags."""
         kind = ir.RankedTensorType.get([EXCHANGE_FLAGS + words], ir.IntegerType.get_signless(32))
@@ -181,11 +191,19 @@ class FunctionLowering:
                 kernel.create("kernel.yield", build(), [], {})
         return list(guard.results)
 
-    def may_fuse(self, op: moe.QuantSortOp) -> bool:
-        """Whether the fused kernel is to run for some M that reaches the insertion point."""
+    def may_fuse(self, op: moe.QuantSortOp, least: int = 0) -> bool:
+        """Whether the fused kernel is to run for some M from `least` on that reaches the insertion point."""
         if self.fusion != "auto":
             return self.fusion == "fused"
-        return _tokens_here()[0] <= self.target.fused_tokens(op.stage.value, op.topk.value)
+        return max(least, _tokens_here()[0]) <= self.target.fused_tokens(op.stage.value, op.topk.value)
+
+    def joins_sort(self, op: moe.QuantSortOp) -> int:
+        """The largest M, of those that reach the insertion point, at which the fused kernel of a stage 1 site is in the
+        token sort's launch: where it runs at all, as long as the sort is one launch; 0: never."""
+        limit = self.target.sort_tokens
+        if self.fusion == "auto":
+            limit = min(limit, self.target.fused_tokens(op.stage.value, op.topk.value))
+        return limit if self.fusion != "split" and _tokens_here()[0] <= limit else 0
 
     def may_join(self) -> bool:
         """Whether routing and token sort are one launch for some M that reaches the insertion point."""

@@ -36,8 +36,10 @@ def layout(op, scales: ir.Value) -> str:
 
 
 def sort_of(op) -> "SortSizes":
-    """The sizes of the token sort whose list `op` reads."""
+    """The sizes of the token sort whose list `op` reads, lowered or not."""
     owner = op.sorted_ids.owner
+    if not isinstance(owner, ir.Block) and isinstance(owner.opview, moe.SortTokensOp):
+        return sort_params(owner.opview)[1]
     if isinstance(owner, ir.Block) or "moe.sort" not in owner.attributes:
         raise PassError(op, f"sorted_ids of '{op.OPERATION_NAME}' must come from moe.sort_tokens in the same function")
     topk, experts, block = (a for a in owner.attributes["moe.sort"])

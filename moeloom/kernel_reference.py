@@ -138,6 +138,12 @@ def _sorted_ids(slot_rows: Tensor, num_valid: Tensor) -> Tensor:
     return sorted_ids
 
 
+def _sort_quant(params: Params, operands: list[Any]) -> tuple[Tensor, ...]:
+    *listed, x = operands
+    lists = _sort_tokens(params, listed)
+    return *lists, *_quant_sort(params, [x, lists[0], lists[3]])
+
+
 def _expand(params: Params, operands: list[Any]) -> Tensor:
     codes, scales, sorted_ids, num_valid = operands
     codes, scales = codes.view(torch.uint8), scales.view(torch.uint8)
@@ -295,6 +301,7 @@ TEMPLATES: dict[str, Callable[[Params, list[Any]], Any]] = {
     "route": _route,
     "route_sort": _route_sort,
     "sort_tokens": _sort_tokens,
+    "sort_quant": _sort_quant,
     "sort_count": lambda params, operands: (None,),
     "sort_scan": lambda params, operands: (None, None),
     "sort_scatter": _sort_scatter,

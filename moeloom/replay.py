@@ -16,7 +16,7 @@ from moeloom.runtime.errors import ArtifactError
 from moeloom.runtime.executable import Executable
 from moeloom.runtime.program import Aten, Launch, Program
 
-SORTS = ("sort_tokens", "sort_scatter", "route_sort", "decode_routed_gate_up")
+SORTS = ("sort_tokens", "sort_quant", "sort_scatter", "route_sort", "decode_routed_gate_up")
 """Templates that make the lists of a token sort."""
 
 

@@ -130,8 +130,8 @@ def routed_gate_up(
         del params[unused]
     params |= {**_gate_up(lower, product), "counted": counted}
     operands = [product.x, *routing, *_gate_up_weights(lower, product), *_exchange(lower, params)]
-    lower.op = product.operation.name
-    return lower.launch("decode_routed_gate_up", params, operands, results, [params["programs"]], strided=[0])
+    with lower.shown_as(product.operation.name):
+        return lower.launch("decode_routed_gate_up", params, operands, results, [params["programs"]], strided=[0])
 
 
 def decode_down(lower: FunctionLowering, op: moe.DownOp) -> list[ir.Value]:

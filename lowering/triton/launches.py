@@ -13,17 +13,11 @@ from moeloom.lowering.operands import (
     combine_operands,
     element,
     layout,
-    placement,
     require_block,
     require_mx_codes,
-    require_mx_scales,
-    require_per_1x32,
-    row_tiles,
-    rows_of,
     rows_of_stage,
     sort_of,
     sorted_list,
-    sorted_shape,
 )
 from moeloom.lowering.sink_routes import sink_routes
 from moeloom.lowering.triton.decode_launches import (
@@ -37,92 +31,10 @@ from moeloom.lowering.triton.decode_launches import (
 )
 from moeloom.lowering.triton.prefill_launches import prefill_down, prefill_gate_up
 from moeloom.lowering.triton.prologue_launches import lower_route, lower_sort
+from moeloom.lowering.triton.quant_launches import lower_quant, lower_quant_sort, lower_sort_scales
 from moeloom.lowering.triton.quantised_reads import quantise_in_products
 from moeloom.lowering.triton.router_products import launch_router_products
-from moeloom.lowering.triton.tiles import facts
 from moeloom.passes.base import PassError
-
-
-def _quant(lower: FunctionLowering, op: moe.QuantOp) -> list[ir.Value]:
-    require_per_1x32(op, lower.target.name)
-    return _quantise(lower, op, rows_of(op.x), early=False)
-
-
-def _quantise(
-    lower: FunctionLowering, op: moe.QuantOp | moe.QuantSortOp, rows: sizes.Expr, early: bool
-) -> list[ir.Value]:
-    """Codes and row-major scales of `rows` rows, a multiple of M. `early`: x is read before the wait."""
-    columns = moe.size(op.x, -1)
-    groups = columns // moe.GROUP
-    scales = ir.RankedTensorType.get([ir.ShapedType.get_dynamic_size(), groups], ir.Float8E8M0FNUType.get())
-    params: Params = {
-        "columns": columns,
-        "x": element(op.x),
-        "scale_mode": op.scale_mode.value,
-        "factor": _factor(op, rows),
-        "early": early,
-        **lower.target.tile("quant"),
-    }
-    tiles = sizes.ceildiv(rows, params["rows"]) * -(-groups // params["groups"])
-    results = [(op.codes.type, (rows, columns)), (scales, (rows, groups))]
-    return lower.launch("quant", params, [op.x], results, [tiles], strided=[0])
-
-
-def _factor(op: moe.QuantOp | moe.QuantSortOp, rows: sizes.Expr) -> int:
-    """F where x has F*M rows."""
-    factor = sizes.multiple_of_tokens(rows)
-    if factor is None:
-        raise PassError(op, f"x has {rows} rows; a GPU kernel takes M or a multiple of it: make the rows '?'")
-    return factor
-
-
-def _sort_scales(lower: FunctionLowering, op: moe.SortScalesOp) -> list[ir.Value]:
-    require_mx_scales(op)
-    return _sorted(lower, op, op.scales)
-
-
-def _sorted(lower: FunctionLowering, op: moe.SortScalesOp | moe.QuantSortOp, scales: ir.Value) -> list[ir.Value]:
-    sort, columns = sort_of(op), moe.size(scales, -1)
-    shape = sorted_shape(sort, moe.scale_columns(columns * moe.GROUP, op.layout.value))
-    params: Params = {"columns": columns, **placement(op), **lower.target.tile("sort_scales")}
-    operands = [scales, op.sorted_ids, op.num_valid]
-    results = [(op.sorted_scales.type, shape)]
-    sorted_scales = lower.launch("sort_scales", params, operands, results, row_tiles(sort), strided=[0])
-    sorted_scales[0].owner.attributes["moe.layout"] = op.layout
-    return sorted_scales
-
-
-def _quant_sort(lower: FunctionLowering, op: moe.QuantSortOp) -> list[ir.Value]:
-    """The fused kernel, the split pair, or both with the target's threshold between them."""
-    rows, columns = rows_of_stage(op.stage.value, op.topk.value), moe.size(op.x, -1)
-    # Behind the token sort's launch, what the caller gives is old: that launch has waited for it.
-    assert lower.target.architecture is not None
-    early = isinstance(op.x.owner, ir.Block) and lower.target.architecture.overlaps
-
-    def fused() -> list[ir.Value]:
-        sort, padded = sort_of(op), moe.scale_columns(columns, op.layout.value)
-        params: Params = {
-            "columns": columns,
-            "x": element(op.x),
-            "scale_mode": op.scale_mode.value,
-            **placement(op),
-            "block": sort.block,
-            "early": early,
-        }
-        params |= lower.target.tile("quant_sort", **facts("quant_sort", params))
-        shares = -(-op.topk.value // params["slots"]) if op.stage.value == 1 else 1
-        tiles = sizes.ceildiv(rows, params["rows"]) * (shares * -(-padded // params["groups"]))
-        results = [(op.codes.type, (rows, columns)), (op.sorted_scales.type, sorted_shape(sort, padded))]
-        operands = [op.x, op.sorted_ids.owner.results[-1], op.num_valid]
-        return lower.launch("quant_sort", params, operands, results, [tiles], strided=[0])
-
-    def split() -> list[ir.Value]:
-        codes, scales = _quantise(lower, op, rows, early)
-        return [codes, *_sorted(lower, op, scales)]
-
-    results = lower.switch(op, fused, split)
-    results[1].owner.attributes["moe.layout"] = op.layout
-    return results
 
 
 def _gate_up(lower: FunctionLowering, op: moe.GateUpOp) -> list[ir.Value]:
@@ -223,9 +135,9 @@ RULES = Rules(
     {
         moe.RouteOp: lower_route,
         moe.SortTokensOp: lower_sort,
-        moe.QuantOp: _quant,
-        moe.SortScalesOp: _sort_scales,
-        moe.QuantSortOp: _quant_sort,
+        moe.QuantOp: lower_quant,
+        moe.SortScalesOp: lower_sort_scales,
+        moe.QuantSortOp: lower_quant_sort,
         moe.GateUpOp: _gate_up,
         moe.DownOp: _down,
         moe.ExpertsOneStageOp: _one_stage,

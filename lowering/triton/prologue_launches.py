@@ -1,4 +1,4 @@
-"""route and sort_tokens -> launches: one for both, or one and then one or three."""
+"""route and sort_tokens -> launches: one for both, or one and then one or three. The sort's may quantise."""
 
 from collections.abc import Sequence
 
@@ -7,13 +7,29 @@ from torch_mlir import ir
 from moeloom.dialects import moe
 from moeloom.lowering import sizes
 from moeloom.lowering.function import FunctionLowering, Results, Routed
-from moeloom.lowering.operands import Params, SortSizes, mark_sort, route_operands, sort_params, sort_results
+from moeloom.lowering.operands import (
+    Params,
+    SortSizes,
+    mark_sort,
+    placement,
+    route_operands,
+    sort_params,
+    sort_results,
+)
 from moeloom.lowering.triton.decode_launches import (
     ROUTED_TOKENS,
     decode_gate_up,
     gate_up_result,
     product_to_join,
     routed_gate_up,
+)
+from moeloom.lowering.triton.quant_launches import (
+    LISTS,
+    column_tiles,
+    fused_params,
+    fused_results,
+    mark_layout,
+    quant_sort,
 )
 
 
@@ -22,12 +38,13 @@ def lower_route(lower: FunctionLowering, op: moe.RouteOp) -> list[ir.Value]:
     sort = _sort_to_join(lower, op)
     if sort is None:
         return _route(lower, op)
-    own, lists = _lists(lower, sort)
-    product = None if own["has_slot_rows"] else product_to_join(lower, op, sort)
+    site = _site_to_join(lower, sort)
+    own, lists = _lists(lower, sort, None)
+    product = None if site is not None or own["has_slot_rows"] else product_to_join(lower, op, sort)
     shape = (sizes.tokens(), op.topk.value)
     results: Results = [(op.weights.type, shape), (op.ids.type, shape), *lists]
     if product is None:
-        made = _route_and_sort(lower, op, sort, own, lists, results)
+        made = _route_and_sort(lower, op, sort, own, lists, results, site)
     else:
         makes = [*results, gate_up_result(product)]
         # Up to as many tokens the launch before is ours, the router's product, which has waited: x is old.
@@ -38,38 +55,48 @@ def lower_route(lower: FunctionLowering, op: moe.RouteOp) -> list[ir.Value]:
 
         def apart() -> list[ir.Value]:
             made = _route_and_sort(lower, op, sort, own, lists, results)
-            lower.op = product.operation.name
             sorted_ids, _, expert_ids, num_valid = made[2:]
-            return [*made, *decode_gate_up(lower, product, [sorted_ids, expert_ids, num_valid])]
+            with lower.shown_as(product.operation.name):
+                return [*made, *decode_gate_up(lower, product, [sorted_ids, expert_ids, num_valid])]
 
         why = f"routing, token sort and gate_up in one launch up to {limit} tokens on {lower.target.name}"
         made = _marked(lower.alternatives("routing", limit, why, [kind for kind, _ in makes], (joined, apart)), sort)
         lower.made.append((product.operation, made[-1:]))
         lower.routed.append(Routed(limit, made[2], op.logits, op.num_tokens))
-    lower.made.append((sort.operation, made[2:]))
+    lower.made.append((sort.operation, made[2 : 2 + LISTS]))
+    if site is not None:
+        lower.made.append((site.operation, made[-2:]))
     return made[:2]
 
 
 def _route_and_sort(
-    lower: FunctionLowering, op: moe.RouteOp, sort: moe.SortTokensOp, own: Params, lists: Results, results: Results
+    lower: FunctionLowering,
+    op: moe.RouteOp,
+    sort: moe.SortTokensOp,
+    own: Params,
+    lists: Results,
+    results: Results,
+    site: moe.QuantSortOp | None = None,
 ) -> list[ir.Value]:
-    """Weights, ids and lists by one launch, or by several. `own`: the sort's params; `results` end in `lists`."""
+    """Weights, ids and lists by one launch, or by several, and what `site` gives. `own`: the sort's params; `results`
+    end in `lists`."""
     limit = lower.target.route_sort_tokens
 
     def joined() -> list[ir.Value]:
         params, operands = route_operands(op)
         params |= {"block": own["block"], "has_slot_rows": own["has_slot_rows"], "counted": own["has_num_tokens"]}
         params |= lower.target.tile("route_sort", experts=params["experts"])
-        made = lower.launch("route_sort", params, operands, results, [params["experts"]], strided=[0])
-        return _marked(made, sort)
+        made = _marked(lower.launch("route_sort", params, operands, results, [params["experts"]], strided=[0]), sort)
+        return made if site is None else [*made, *_quantised(lower, site, made[2:])]
 
     def apart() -> list[ir.Value]:
         weights, ids = _route(lower, op)
-        lower.op = sort.operation.name
-        return [weights, ids, *_sort(lower, sort, [ids, weights, *list(sort.operands)[2:]], own, lists)]
+        with lower.shown_as(sort.operation.name):
+            return [weights, ids, *_sort(lower, sort, [ids, weights, *list(sort.operands)[2:]], own, lists, site)]
 
     why = f"routing and token sort in one launch up to {limit} tokens on {lower.target.name}"
-    return _marked(lower.alternatives("prologue", limit, why, [kind for kind, _ in results], (joined, apart)), sort)
+    types = [kind for kind, _ in [*results, *_made_of(site)]]
+    return _both_marked(lower.alternatives("prologue", limit, why, types, (joined, apart)), sort, site)
 
 
 def _sort_to_join(lower: FunctionLowering, op: moe.RouteOp) -> moe.SortTokensOp | None:
@@ -105,18 +132,52 @@ def _route(lower: FunctionLowering, op: moe.RouteOp) -> list[ir.Value]:
     return lower.launch("route", params, operands, results, tiles, strided=[0])
 
 
+def _site_to_join(lower: FunctionLowering, sort: moe.SortTokensOp) -> moe.QuantSortOp | None:
+    """The stage 1 site whose fused kernel goes into the sort's launch for some M: beside it, of an x made before."""
+    for use in sort.sorted_ids.uses:
+        site = use.owner.opview
+        joins = (
+            isinstance(site, moe.QuantSortOp)
+            and (site.stage.value, site.topk.value) == (1, moe.size(sort.ids, -1))
+            and site.num_valid == sort.num_valid
+            and site.operation.block == sort.operation.block
+            and _is_there(site.x, sort)
+            and lower.joins_sort(site) > 0
+        )
+        if joins:
+            return site
+    return None
+
+
+def _is_there(value: ir.Value, op: ir.OpView) -> bool:
+    """Whether `value`, which a later op of the same block reads, is made before `op`."""
+    if isinstance(value.owner, ir.Block):
+        return True
+    maker = value.owner.operation
+    return maker.block != op.operation.block or maker.is_before_in_block(op.operation)
+
+
 def lower_sort(lower: FunctionLowering, op: moe.SortTokensOp) -> list[ir.Value]:
     """The token sort, unless its router's launch has it."""
     made = next((results for joined, results in lower.made if joined == op.operation), None)
-    return (_sort(lower, op, list(op.operands), *_lists(lower, op)) if made is None else made)[: len(op.results)]
+    if made is None:
+        site = _site_to_join(lower, op)
+        made = _sort(lower, op, list(op.operands), *_lists(lower, op, site), site)
+        if site is not None:
+            lower.made.append((site.operation, made[-2:]))
+    return made[:LISTS]
 
 
-def _lists(lower: FunctionLowering, op: moe.SortTokensOp) -> tuple[Params, Results]:
-    """Params of a token sort and what it makes, for every M that reaches the insertion point."""
+def _lists(lower: FunctionLowering, op: moe.SortTokensOp, site: moe.QuantSortOp | None) -> tuple[Params, Results]:
+    """Params of a token sort and what it makes, for every M that reaches the insertion point; `site` is in the same
+    launch as far as `joins_sort` says."""
     params, sort = sort_params(op)
     # The fused quantiser asks where each slot went.
-    readers = [use.owner.opview for use in op.sorted_ids.uses]
-    params["has_slot_rows"] = any(isinstance(r, moe.QuantSortOp) and lower.may_fuse(r) for r in readers)
+    readers = [use.owner.opview for use in op.sorted_ids.uses if isinstance(use.owner.opview, moe.QuantSortOp)]
+    params["has_slot_rows"] = any(
+        lower.may_fuse(reader, lower.joins_sort(reader) + 1 if site is not None and reader == site else 0)
+        for reader in readers
+    )
     slot_rows = [_slot_rows(sort)] if params["has_slot_rows"] else []
     return params, [*sort_results(op, sort), *slot_rows]
 
@@ -133,7 +194,54 @@ def _marked(results: list[ir.Value], op: moe.SortTokensOp) -> list[ir.Value]:
     return results
 
 
+def _both_marked(results: list[ir.Value], op: moe.SortTokensOp, site: moe.QuantSortOp | None) -> list[ir.Value]:
+    """The same of results that end in what `site` gives."""
+    if site is not None:
+        mark_layout(results[-1], site)
+    return _marked(results, op)
+
+
+def _made_of(site: moe.QuantSortOp | None) -> Results:
+    return [] if site is None else fused_results(site)
+
+
+def _quantised(lower: FunctionLowering, site: moe.QuantSortOp, lists: Sequence[ir.Value]) -> list[ir.Value]:
+    """What `site` gives, by launches behind the one that made `lists`."""
+    with lower.shown_as(site.operation.name):
+        return quant_sort(lower, site, lists[0], lists[3], lists[LISTS] if len(lists) > LISTS else None)
+
+
 def _sort(
+    lower: FunctionLowering,
+    op: moe.SortTokensOp,
+    who: Sequence[ir.Value],
+    params: Params,
+    lists: Results,
+    site: moe.QuantSortOp | None,
+) -> list[ir.Value]:
+    """The lists, and what `site` gives: by one launch for few tokens. `who`: the op's operands."""
+    if site is None:
+        return _sort_alone(lower, op, who, params, lists)
+    limit, results = lower.joins_sort(site), [*lists, *fused_results(site)]
+
+    def joined() -> list[ir.Value]:
+        both: Params = {**params, **fused_params(site), **placement(site)}
+        both |= lower.target.tile("sort_quant", experts=params["experts"])
+        tiles = sizes.tokens() * column_tiles(site, both) + params["experts"]
+        with lower.shown_as(site.operation.name):
+            made = lower.launch("sort_quant", both, [*who, site.x], results, [tiles], strided=[len(who)])
+        return _both_marked(made, op, site)
+
+    def apart() -> list[ir.Value]:
+        made = _sort_alone(lower, op, who, params, lists)
+        return [*made, *_quantised(lower, site, made)]
+
+    why = f"stage 1: fused quant + scale sort in the token sort's launch up to {limit} tokens on {lower.target.name}"
+    types = [kind for kind, _ in results]
+    return _both_marked(lower.alternatives("fusion", limit, why, types, (joined, apart)), op, site)
+
+
+def _sort_alone(
     lower: FunctionLowering, op: moe.SortTokensOp, who: Sequence[ir.Value], params: Params, lists: Results
 ) -> list[ir.Value]:
     """One launch for few tokens, three that spread over the device for many. `who`: the op's operands."""

@@ -72,7 +72,29 @@ def _store_rows(
 
 
 @triton.jit
-def _pad_layout(
+def store_slots(
+    sorted_scales,
+    scales,
+    said,
+    group,
+    BLOCK: tl.constexpr,
+    GROUPS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    LAYOUT: tl.constexpr,
+):
+    """`scales` u8 [R, GROUPS] of groups `group`.. to the places that slot_rows says of their slots (i32 [R, S]), and
+    zeros behind those that are their expert's last."""
+    to = said.to(tl.uint32, bitcast=True) % LAST
+    end = tl.where(said >= LAST, (to // BLOCK + 1) * BLOCK, to + 1)
+    end = tl.where(said >= 0, end, to)
+    steps = 1
+    if _ROWS // BLOCK * BLOCK != _ROWS:  # else a block lies within so many rows
+        steps = tl.max(tl.max(((end + _ROWS - 1) // _ROWS - to // _ROWS).to(tl.int32), 1), 0)
+    _store_rows(sorted_scales, scales, to, end, steps, group, GROUPS, WIDTH, LAYOUT)
+
+
+@triton.jit
+def pad_layout(
     sorted_scales, used, group, BLOCK: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, LAYOUT: tl.constexpr
 ):
     """Zeros from the last block in use on up to a multiple of 32 rows, those of the layout's blocks."""
@@ -134,15 +156,9 @@ def quant_sort_kernel(
             place = tl.arange(0, others.shape[1])[None, :]
             writes = live & (tl.min(tl.where(others >= 0, place, places), 1) // SLOTS == share)
         store_codes(codes, packed, rows.to(tl.int64), writes, group, COLUMNS, GROUPS)
-        to = said.to(tl.uint32, bitcast=True) % LAST
-        end = tl.where(said >= LAST, (to // BLOCK + 1) * BLOCK, to + 1)
-        end = tl.where(said >= 0, end, to)
-        steps = 1
-        if _ROWS // BLOCK * BLOCK != _ROWS:  # else a block lies within so many rows
-            steps = tl.max(tl.max(((end + _ROWS - 1) // _ROWS - to // _ROWS).to(tl.int32), 1), 0)
-        _store_rows(sorted_scales, byte, to, end, steps, group, GROUPS, WIDTH, LAYOUT)
+        store_slots(sorted_scales, byte, said, group, BLOCK, GROUPS, WIDTH, LAYOUT)
     if tl.program_id(0) < column_tiles:
-        _pad_layout(sorted_scales, used.to(tl.uint32), group, BLOCK, GROUPS, WIDTH, LAYOUT)
+        pad_layout(sorted_scales, used.to(tl.uint32), group, BLOCK, GROUPS, WIDTH, LAYOUT)
 
 
 def _arguments(params: Params) -> list[tuple[str, str]]:

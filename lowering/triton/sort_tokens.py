@@ -39,7 +39,7 @@ def slot_of(values, token, slot, TOPK: tl.constexpr):
 
 
 @triton.jit
-def _chunk(
+def chunk_of(
     ids, first, live, expert_map, EXPERTS: tl.constexpr, TOPK: tl.constexpr, MAP: tl.constexpr, ROWS: tl.constexpr
 ):
     """The tokens, slots and experts (-1: none) of the chunk that starts at token `first`."""
@@ -110,6 +110,54 @@ def write_rowless(slot_rows, token, slot, owner, M, TOPK: tl.constexpr):
 
 
 @triton.jit
+def sort_expert(
+    ids,
+    weights,
+    num_tokens,
+    expert_map,
+    sorted_ids,
+    sorted_weights,
+    expert_ids,
+    num_valid,
+    slot_rows,
+    M,
+    EXPERTS: tl.constexpr,
+    TOPK: tl.constexpr,
+    MAP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """What program `expert` of a sort in one launch writes: its expert's part of the list, the first one also what is
+    no expert's."""
+    expert = tl.program_id(0)
+    live = live_tokens(num_tokens, M)
+    bins: tl.constexpr = triton.next_power_of_2(EXPERTS)
+    rows = tl.zeros([bins], tl.int32)
+    counted = live
+    if slot_rows is not None:
+        counted = tl.where(expert == 0, M, live)
+    for first in range(0, counted, ROWS):
+        token, slot, owner = chunk_of(ids, first, live, expert_map, EXPERTS, TOPK, MAP, ROWS)
+        rows += tl.histogram(owner, bins, mask=owner >= 0)
+        if slot_rows is not None and expert == 0:
+            write_rowless(slot_rows, token, slot, owner, M, TOPK)
+    if expert == 0:
+        write_num_valid(num_valid, rows, live, EXPERTS, BLOCK)
+    mine = tl.sum(tl.where(tl.arange(0, bins) == expert, rows, 0))
+    if mine == 0:
+        return
+    start = first_row(rows, expert, BLOCK)
+    end = start + mine
+    local = _local_id(expert, expert_map, EXPERTS, MAP)
+    write_blocks(sorted_ids, sorted_weights, expert_ids, start, mine, local, live, TOPK, BLOCK)
+    for first in range(0, live, ROWS):
+        token, slot, owner = chunk_of(ids, first, live, expert_map, EXPERTS, TOPK, MAP, ROWS)
+        here = owner == expert
+        shares = tl.load(slot_of(weights, token, slot, TOPK), mask=here)
+        start = write_slots(sorted_ids, sorted_weights, slot_rows, shares, token, slot, here, start, end, TOPK)
+
+
+@triton.jit
 def sort_tokens_kernel(
     ids,
     weights,
@@ -130,32 +178,10 @@ def sort_tokens_kernel(
 ):
     """One program an expert."""
     follow(TARGET)
-    expert = tl.program_id(0)
-    live = live_tokens(num_tokens, M)
-    bins: tl.constexpr = triton.next_power_of_2(EXPERTS)
-    rows = tl.zeros([bins], tl.int32)
-    counted = live
-    if slot_rows is not None:
-        counted = tl.where(expert == 0, M, live)
-    for first in range(0, counted, ROWS):
-        token, slot, owner = _chunk(ids, first, live, expert_map, EXPERTS, TOPK, MAP, ROWS)
-        rows += tl.histogram(owner, bins, mask=owner >= 0)
-        if slot_rows is not None and expert == 0:
-            write_rowless(slot_rows, token, slot, owner, M, TOPK)
-    if expert == 0:
-        write_num_valid(num_valid, rows, live, EXPERTS, BLOCK)
-    mine = tl.sum(tl.where(tl.arange(0, bins) == expert, rows, 0))
-    if mine == 0:
-        return
-    start = first_row(rows, expert, BLOCK)
-    end = start + mine
-    local = _local_id(expert, expert_map, EXPERTS, MAP)
-    write_blocks(sorted_ids, sorted_weights, expert_ids, start, mine, local, live, TOPK, BLOCK)
-    for first in range(0, live, ROWS):
-        token, slot, owner = _chunk(ids, first, live, expert_map, EXPERTS, TOPK, MAP, ROWS)
-        here = owner == expert
-        shares = tl.load(slot_of(weights, token, slot, TOPK), mask=here)
-        start = write_slots(sorted_ids, sorted_weights, slot_rows, shares, token, slot, here, start, end, TOPK)
+    sort_expert(
+        ids, weights, num_tokens, expert_map, sorted_ids, sorted_weights, expert_ids, num_valid, slot_rows,
+        M, EXPERTS, TOPK, MAP, BLOCK, ROWS,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -175,7 +201,7 @@ def sort_count_kernel(
     follow(TARGET)
     chunk = tl.program_id(0)
     bins: tl.constexpr = triton.next_power_of_2(EXPERTS)
-    _, _, owner = _chunk(ids, chunk * ROWS, live_tokens(num_tokens, M), expert_map, EXPERTS, TOPK, MAP, ROWS)
+    _, _, owner = chunk_of(ids, chunk * ROWS, live_tokens(num_tokens, M), expert_map, EXPERTS, TOPK, MAP, ROWS)
     e = tl.arange(0, bins)
     tl.store(counts + e * tl.cdiv(M, ROWS) + chunk, tl.histogram(owner, bins, mask=owner >= 0), mask=e < EXPERTS)
 
@@ -225,7 +251,7 @@ def sort_scatter_kernel(
     rows = tl.load(totals + e, mask=e < EXPERTS, other=0)
     if tl.program_id(0) == 0:
         write_num_valid(num_valid, rows, live, EXPERTS, BLOCK)
-    token, slot, owner = _chunk(ids, chunk * ROWS, live, expert_map, EXPERTS, TOPK, MAP, ROWS)
+    token, slot, owner = chunk_of(ids, chunk * ROWS, live, expert_map, EXPERTS, TOPK, MAP, ROWS)
     if slot_rows is not None and expert == 0:
         write_rowless(slot_rows, token, slot, owner, M, TOPK)
     mine = tl.load(totals + expert)
@@ -244,8 +270,8 @@ def sort_scatter_kernel(
 
 SORTED = [("sorted_ids", "*i32"), ("sorted_weights", "*fp32"), ("expert_ids", "*i32"), ("num_valid", "*i32")]
 _SLOT_ROWS = ("slot_rows", "*i32")
-_SLOTS = [("ids", "*i32"), ("weights", "*fp32")]
-_BY_ELEMENT = ("ids", "weights", *OPTIONAL)
+SLOTS = [("ids", "*i32"), ("weights", "*fp32")]
+BY_ELEMENT = ("ids", "weights", *OPTIONAL)
 
 
 def _constants(params: Params) -> dict[str, object]:
@@ -257,22 +283,22 @@ def lists(params: Params) -> list[tuple[str, str]]:
     return [*SORTED, _SLOT_ROWS] if params["has_slot_rows"] else SORTED
 
 
-def _list_constants(params: Params) -> dict[str, object]:
+def list_constants(params: Params) -> dict[str, object]:
     absent = {} if params["has_slot_rows"] else {"slot_rows": None}
     return _constants(params) | {"BLOCK": params["block"]} | absent
 
 
 SORT_TOKENS = Template(
     sort_tokens_kernel,
-    lambda params: [*_SLOTS, *optional_operands(params), *lists(params)],
-    _list_constants,
-    _BY_ELEMENT,
+    lambda params: [*SLOTS, *optional_operands(params), *lists(params)],
+    list_constants,
+    BY_ELEMENT,
 )
 SORT_COUNT = Template(
     sort_count_kernel,
     lambda params: [("ids", "*i32"), *optional_operands(params), ("counts", "*i32")],
     _constants,
-    _BY_ELEMENT,
+    BY_ELEMENT,
 )
 SORT_SCAN = Template(
     sort_scan_kernel,
@@ -281,7 +307,7 @@ SORT_SCAN = Template(
 )
 SORT_SCATTER = Template(
     sort_scatter_kernel,
-    lambda params: [*_SLOTS, ("starts", "*i32"), ("totals", "*i32"), *optional_operands(params), *lists(params)],
-    _list_constants,
-    _BY_ELEMENT,
+    lambda params: [*SLOTS, ("starts", "*i32"), ("totals", "*i32"), *optional_operands(params), *lists(params)],
+    list_constants,
+    BY_ELEMENT,
 )

@@ -20,6 +20,7 @@ from .route import ROUTE
 from .route_sort import ROUTE_SORT
 from .router import ROUTER
 from .scales import SORT_SCALES
+from .sort_quant import SORT_QUANT
 from .sort_tokens import SORT_COUNT, SORT_SCAN, SORT_SCATTER, SORT_TOKENS
 from .template import Template
 
@@ -34,6 +35,7 @@ TEMPLATES: dict[str, Template] = {
     "quant": QUANT,
     "sort_scales": SORT_SCALES,
     "quant_sort": QUANT_SORT,
+    "sort_quant": SORT_QUANT,
     "gate_up": GATE_UP,
     "down": DOWN,
     "decode_gate_up": DECODE_GATE_UP,

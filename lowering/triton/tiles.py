@@ -11,7 +11,7 @@ FACTS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("decode_gate_up", "decode_down"), ("block", "quantised")),
     **dict.fromkeys(("prefill_gate_up", "prefill_down"), ("block",)),
     **dict.fromkeys(("decode_mfma_gate_up", "decode_mfma_down"), ("quantised",)),
-    **dict.fromkeys(("route", "route_sort", "sort_tokens", "sort_count", "sort_scan"), ("experts",)),
+    **dict.fromkeys(("route", "route_sort", "sort_tokens", "sort_quant", "sort_count", "sort_scan"), ("experts",)),
     **dict.fromkeys(("router", "quant", "sort_scales", "expand", "combine"), ()),
     "quant_sort": ("many_slots",),
 }
@@ -75,6 +75,7 @@ CDNA = (
     _tile("quant_sort", rows=1, slots=1, groups=32, num_warps=2),
     # A thread a slot where k is 4 (slot_of).
     _tile("sort_tokens", rows=64, num_warps=4),
+    _tile("sort_quant", rows=64, groups=64, num_warps=4),
     _tile("combine", rows=1, block_n=512, num_warps=2),
     *COMMON,
 )
@@ -85,6 +86,9 @@ HOPPER = (
     _tile("quant_sort", rows=1, slots=8, groups=32, num_warps=8),
     # A thread a slot where k is 4 (slot_of).
     _tile("sort_tokens", rows=64, num_warps=8),
+    # Programs of 64 tokens and of the launch behind are on the SMs at once, with more experts those of two warps.
+    _tile("sort_quant", rows=64, groups=64, num_warps=4, when={"experts": 256}),
+    _tile("sort_quant", rows=64, groups=64, num_warps=2),
     _tile("combine", rows=1, block_n=512, num_warps=4),
     *COMMON,
 )

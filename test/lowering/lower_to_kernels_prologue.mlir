@@ -51,12 +51,12 @@ func.func @joins_a_sort_of_all_tokens_in_each_plan(%l: tensor<?x8xbf16>, %c: ten
   %r = "kernel.alternatives"(%m) ({
     %s, %sw, %e, %n = "moe.sort_tokens"(%ids, %w) {experts = 8 : i64, block = 8 : i64, operandSegmentSizes = array<i32: 1, 1, 0, 0>}
       : (tensor<?x2xi32>, tensor<?x2xf32>) -> (tensor<?xi32>, tensor<?xf32>, tensor<?xi32>, tensor<2xi32>)
-    "kernel.yield"(%s) {operandSegmentSizes = array<i32: 1, 0, 0, 0, 0, 0, 0>} : (tensor<?xi32>) -> ()
+    "kernel.yield"(%s) {operandSegmentSizes = array<i32: 1, 0, 0, 0, 0, 0, 0, 0, 0>} : (tensor<?xi32>) -> ()
   }, {
     %t, %tw, %f, %o = "moe.sort_tokens"(%ids, %w) {experts = 8 : i64, block = 64 : i64, operandSegmentSizes = array<i32: 1, 1, 0, 0>}
       : (tensor<?x2xi32>, tensor<?x2xf32>) -> (tensor<?xi32>, tensor<?xf32>, tensor<?xi32>, tensor<2xi32>)
-    "kernel.yield"(%t) {operandSegmentSizes = array<i32: 1, 0, 0, 0, 0, 0, 0>} : (tensor<?xi32>) -> ()
-  }) {choice = "tokens", max_m = 40 : i64, reason = "few", resultSegmentSizes = array<i32: 1, 0, 0, 0, 0, 0, 0>} : (index) -> tensor<?xi32>
+    "kernel.yield"(%t) {operandSegmentSizes = array<i32: 1, 0, 0, 0, 0, 0, 0, 0, 0>} : (tensor<?xi32>) -> ()
+  }) {choice = "tokens", max_m = 40 : i64, reason = "few", resultSegmentSizes = array<i32: 1, 0, 0, 0, 0, 0, 0, 0, 0>} : (index) -> tensor<?xi32>
   return %r : tensor<?xi32>
 }
 
@@ -84,15 +84,18 @@ func.func @stays_apart_from_other_weights(%l: tensor<?x8xbf16>, %v: tensor<?x2xf
 
 // -----
 
-// Only the joined launch has M that fuses; both make the row of each slot, which it reads.
+// Only the joined launch has M that fuses; both make the row of each slot, which the fused quantiser reads.
 // CHECK-LABEL: func.func @joins_where_only_few_tokens_fuse
-// CHECK:         [[BOTH:%.*]]:7 = "kernel.alternatives"
-// CHECK-NEXT:      kernel = @route_sort_0
-// CHECK:           kernel = @sort_tokens_0
+// CHECK:         [[BOTH:%.*]]:9 = "kernel.alternatives"
+// CHECK-NEXT:      [[SORT:%.*]]:7 = {{.*}}kernel = @route_sort_0, moe.op = "moe.route"
+// CHECK-NEXT:      "kernel.launch"({{%[^,]*}}, %arg0, [[SORT]]#6, [[SORT]]#5) {{.*}}kernel = @quant_sort_0, {{.*}}moe.op = "moe.quant_sort"
+// CHECK:         }, {
+// CHECK:           kernel = @route_0, moe.op = "moe.route"
+// CHECK:           kernel = @sort_tokens_0, moe.op = "moe.sort_tokens"
+// CHECK:           kernel = @quant_0, moe.op = "moe.quant_sort"
+// CHECK:           kernel = @sort_scales_0
 // CHECK:         choice = "prologue", max_m = 8
-// CHECK:           kernel = @quant_sort_0
-// CHECK:         choice = "fusion", max_m = 8
-// CHECK:         return
+// CHECK:         return [[BOTH]]#7, [[BOTH]]#8
 func.func @joins_where_only_few_tokens_fuse(%x: tensor<?x96xbf16>, %l: tensor<?x64xbf16>) -> (tensor<?x96xf4E2M1FN>, tensor<?x8xf8E8M0FNU>) {
   %w, %ids = "moe.route"(%l) {topk = 64 : i64, score = "softmax_after_topk", renormalise = false, scale = 1.0 : f32, groups = 1 : i64,
       top_groups = 1 : i64, operandSegmentSizes = array<i32: 1, 0, 0>} : (tensor<?x64xbf16>) -> (tensor<?x64xf32>, tensor<?x64xi32>)

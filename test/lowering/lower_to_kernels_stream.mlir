@@ -40,7 +40,7 @@ func.func @two_plans(%x: tensor<?x96xbf16>, %ids: tensor<?x2xi32>, %w: tensor<?x
 // CHECK-LABEL: func.func @early_behind_a_reader_of_the_list
 // CHECK:         kernel = @decode_gate_up_0
 // CHECK:         kernel = @decode_down_0
-// CHECK-LABEL: func.func @early_behind_the_quantiser
+// CHECK-LABEL: func.func @early_behind_the_scales
 // CHECK:         kernel = @decode_gate_up_1
 func.func @early_behind_a_reader_of_the_list(%x: tensor<?x96xbf16>, %ids: tensor<?x2xi32>, %w: tensor<?x2xf32>,
     %w1: tensor<8x128x96xf4E2M1FN> {moe.weight = "w"}, %s1: tensor<8x128x3xf8E8M0FNU> {moe.weight = "s"},
@@ -56,16 +56,16 @@ func.func @early_behind_a_reader_of_the_list(%x: tensor<?x96xbf16>, %ids: tensor
   return %r : tensor<?x96xf32>
 }
 
-func.func @early_behind_the_quantiser(%x: tensor<?x96xbf16>, %ids: tensor<?x2xi32>, %w: tensor<?x2xf32>,
-    %w1: tensor<8x128x96xf4E2M1FN> {moe.weight = "w"}, %s1: tensor<8x128x3xf8E8M0FNU> {moe.weight = "s"}) -> (tensor<?x64xbf16>, tensor<?x96xf4E2M1FN>) {
+func.func @early_behind_the_scales(%q: tensor<?x96xf4E2M1FN>, %r: tensor<?x3xf8E8M0FNU>, %ids: tensor<?x2xi32>, %w: tensor<?x2xf32>,
+    %w1: tensor<8x128x96xf4E2M1FN> {moe.weight = "w"}, %s1: tensor<8x128x3xf8E8M0FNU> {moe.weight = "s"}) -> tensor<?x64xbf16> {
   %s, %sw, %e, %n = "moe.sort_tokens"(%ids, %w) {experts = 8 : i64, block = 8 : i64, operandSegmentSizes = array<i32: 1, 1, 0, 0>}
     : (tensor<?x2xi32>, tensor<?x2xf32>) -> (tensor<?xi32>, tensor<?xf32>, tensor<?xi32>, tensor<2xi32>)
-  %q, %qs = "moe.quant_sort"(%x, %s, %n) {kind = "per_1x32", scale_mode = "even", stage = 1 : i64, topk = 2 : i64, layout = "tiled_32x8"}
-    : (tensor<?x96xbf16>, tensor<?xi32>, tensor<2xi32>) -> (tensor<?x96xf4E2M1FN>, tensor<?x8xf8E8M0FNU>)
+  %qs = "moe.sort_scales"(%r, %s, %n) {stage = 1 : i64, topk = 2 : i64, layout = "tiled_32x8"}
+    : (tensor<?x3xf8E8M0FNU>, tensor<?xi32>, tensor<2xi32>) -> tensor<?x8xf8E8M0FNU>
   %h = "moe.gate_up"(%q, %qs, %s, %e, %n, %w1, %s1) {topk = 2 : i64, block = 8 : i64, activation = "silu", alpha = 1.0 : f32, limit = 7.0 : f32,
       gate_up_order = "concatenated", weight_order = "nk", operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 0, 1, 1, 0>}
     : (tensor<?x96xf4E2M1FN>, tensor<?x8xf8E8M0FNU>, tensor<?xi32>, tensor<?xi32>, tensor<2xi32>, tensor<8x128x96xf4E2M1FN>, tensor<8x128x3xf8E8M0FNU>) -> tensor<?x64xbf16>
-  return %h, %q : tensor<?x64xbf16>, tensor<?x96xf4E2M1FN>
+  return %h : tensor<?x64xbf16>
 }
 
 // A quantiser that a decode kernel alone reads becomes its scale mode: neither codes nor scales are written. Forced, it stays.
@@ -90,7 +90,7 @@ func.func @quantises_on_the_way(%x: tensor<?x96xbf16>, %ids: tensor<?x2xi32>, %w
 
 // The prefill kernels multiply bf16: codes are expanded first, to as many rows as they have.
 // CHECK-LABEL: func.func @codes_are_expanded
-// CHECK:         [[X:%[0-9]*]] = "kernel.launch"({{%[^,]*}}, {{%[^,]*}}#0, {{%[^,]*}}#1, {{%[^,]*}}#0, {{%[^,]*}}#3) {grid = #{{.*}}, kernel = @expand_0, {{.*}}strided = array<i64: 0>}
+// CHECK:         [[X:%[0-9]*]] = "kernel.launch"({{%[^,]*}}, [[BOTH:%[0-9]*]]#4, [[BOTH]]#5, [[BOTH]]#0, [[BOTH]]#3) {grid = #{{.*}}, kernel = @expand_0, {{.*}}strided = array<i64: 0>}
 // CHECK-SAME:      -> tensor<?x96xbf16>
 // CHECK:         [[H:%[0-9]*]] = "kernel.launch"({{%[^,]*}}, [[X]], {{%[^,]*}}#0, {{%[^,]*}}#2, {{%[^,]*}}#3, %arg3) {grid = #{{.*}}, kernel = @prefill_gate_up_0, {{.*}}strided = array<i64: 0>}
 // CHECK:         "kernel.launch"({{%[^,]*}}, [[H]], {{%[^,]*}}#0, {{%[^,]*}}#2, {{%[^,]*}}#3, {{%[^,]*}}#1, %arg5) {grid = #{{.*}}, kernel = @prefill_down_0, {{.*}}strided = array<i64>}

@@ -31,6 +31,10 @@ COMBINE |= {"out": "bf16", "splits": 2, "early": True}
 EARLY = ", early"
 KERNELS = {
     "sort_tokens": ("sort_tokens", SORT),
+    **{
+        f"sort_quant, {warps} warps": ("sort_quant", SORT | QUANT | PLACE | {"stage": 1, "num_warps": warps})
+        for warps in (2, 4)
+    },
     **{f"quant{e}": ("quant", QUANT | {"factor": 1, "early": bool(e)}) for e in ("", EARLY)},
     **{
         f"quant_sort {s}{e}": ("quant_sort", QUANT | PLACE | {"stage": s, "block": BLOCK, "early": bool(e)})
@@ -49,7 +53,7 @@ KERNELS = {
 @pytest.fixture(scope="module")
 def assembly(tmp_path_factory) -> Mapping[str, str]:
     kernels = {
-        name: {"template": template, "params": params | TILES[template]} for name, (template, params) in KERNELS.items()
+        name: {"template": template, "params": TILES[template] | params} for name, (template, params) in KERNELS.items()
     }
     compiled = build.compile_kernels(kernels, ARCHITECTURES["sm_90"], tmp_path_factory.mktemp("cache"), lambda *_: None)
     return {name: Path(folder, ASSEMBLY).read_text() for name, folder in compiled.items()}
@@ -68,7 +72,7 @@ def run(
     where it is silent."""
     memory = Memory()
     template, params = KERNELS[name]
-    names = [argument for argument, _ in TEMPLATES[template].arguments(params | TILES[template])]
+    names = [argument for argument, _ in TEMPLATES[template].arguments(TILES[template] | params)]
     given = [operands[argument] for argument in names[: len(names) - len(results)]]
     early = ("ids", "num_tokens", "expert_map", "x") if params.get("early") else ()
     places = [
@@ -107,13 +111,28 @@ def ids() -> Tensor:
     return chosen
 
 
-def test_token_sort(assembly, ids):
+@pytest.mark.parametrize("name", ["sort_tokens", "sort_quant, 2 warps", "sort_quant, 4 warps"])
+def test_token_sort(assembly, ids, name):
+    """Alone and with the fused quantiser of stage 1."""
     shares = torch.rand(TOKENS, TOPK)
     want = reference.sort_tokens(ids, shares, EXPERTS, BLOCK, LIVE)
     found = [torch.full(t.shape, -1, dtype=torch.int32).view(t.dtype) for t in want]
     slot_rows = torch.full((TOKENS, TOPK), 7, dtype=torch.int32)  # the poison is what stands for no row
     operands = {"ids": ids, "weights": shares, "num_tokens": torch.tensor([LIVE], dtype=torch.int32)}
-    run(assembly["sort_tokens"], "sort_tokens", operands, [*found, slot_rows], TOKENS, EXPERTS)
+    if name == "sort_tokens":
+        run(assembly[name], name, operands, [*found, slot_rows], TOKENS, EXPERTS)
+    else:
+        x = torch.randn(TOKENS, COLUMNS).bfloat16()
+        codes, scales = reference.quantise(x, "even")
+        scales = reference.sort_scales(scales, want[0], want[3], 1, TOPK, "tiled_32x8")
+        fused = [poison(*codes.shape), poison(*scales.shape)]
+        tiles = EXPERTS + TOKENS * -(-scales.shape[1] // TILES["sort_quant"]["groups"])
+        defined = {"x": torch.arange(TOKENS) < LIVE}
+        operands |= {"x": x, "x_stride": COLUMNS}
+        run(assembly[name], name, operands, [*found, slot_rows, *fused], TOKENS, tiles, defined)
+        payload = reference.defined_payload(want[0], want[3], 1, TOPK, TOKENS)
+        assert torch.equal(fused[0], torch.where(payload[:, None], codes, 0xFF))
+        assert torch.equal(fused[1], torch.where(reference.defined_scales(want[3], scales.shape), scales, 0xFF))
     used = int(want[3][0])
     assert torch.equal(found[3], want[3])
     for result, wanted, count in zip(found, want, (used, used, used // BLOCK), strict=False):
