@@ -4,10 +4,10 @@
     python benchmarks/quant_sort.py --target sm_90 --artifacts build/quant_sort --compile  on any machine, then
     python benchmarks/quant_sort.py --target sm_90 --artifacts build/quant_sort            on the GPU, without compiler
 
-Stage 1 quantises M tokens that k experts share; on the CPU the fused kernel quantises each of the k*M routed rows.
-Stage 2 quantises the routed rows themselves. Every program sorts the tokens first, and the time of the sort alone is
-taken off; the programs take turns in one process, and their bytes are compared first. On a GPU each is replayed from a
-graph of calls.
+Stage 1 quantises M tokens that k experts share; on the CPU the fused kernel quantises each of the k*M routed rows, on
+a GPU it is in the token sort's launch for few tokens. Stage 2 quantises the routed rows themselves, given here with
+k = 1. Every program sorts the tokens first, and the time of the sort alone is taken off; the programs take turns in one
+process, and their bytes are compared first. On a GPU each is replayed from a graph of calls.
 """
 
 import tempfile
@@ -99,14 +99,16 @@ def timed(exe: Executable, inputs: tuple[Tensor, ...]) -> tuple[Callable[[int], 
     return replay, CALLS
 
 
-def measure(folder: Path, device: str, columns: int, stage: int, topk: int, experts: int, threads: int | None) -> None:
-    """Print one row for each number of routed rows."""
+def measure(
+    folder: Path, device: str, columns: int, stage: int, topk: int, experts: int, threads: int | None, most: int
+) -> None:
+    """Print one row for each number of routed rows up to `most`."""
     loaded = [moeloom.load(folder / name(columns, stage, kind), device, threads=threads) for kind in KINDS]
     for exe in loaded:
-        exe.prepare(max(ROWS))
+        exe.prepare(most)
     print(f"\nstage {stage}, H = {columns}, k = {topk}, E = {experts}\n")
     print("| routed rows | M | sort us | fused us | split us | fused / split |\n|---|---|---|---|---|---|")
-    for rows in (rows for rows in ROWS if rows >= topk):
+    for rows in (rows for rows in ROWS if topk <= rows <= most):
         tokens = rows // topk
         x = torch.randn(tokens, columns, dtype=torch.bfloat16)
         ids = torch.stack([torch.randperm(experts)[:topk] for _ in range(tokens)]).int()
@@ -128,6 +130,7 @@ def measure(folder: Path, device: str, columns: int, stage: int, topk: int, expe
 @click.option("--experts", default=32, show_default=True, help="E.")
 @click.option("--block", default=32, show_default=True, help="Rows of a sort block.")
 @click.option("--threads", default=None, type=int, help="Threads of all programs on the CPU [default: all].")
+@click.option("--most", default=max(ROWS), show_default=True, help="Routed rows to measure up to.")
 @click.option("--target", default="cpu", show_default=True, help="Target to compile for.")
 @click.option("--artifacts", default=None, type=Path, help="Folder to keep artifacts in [default: a temporary one].")
 @click.option("--compile", "only_compile", is_flag=True, help="Compile into --artifacts and stop.")
@@ -137,6 +140,7 @@ def main(
     experts: int,
     block: int,
     threads: int | None,
+    most: int,
     target: str,
     artifacts: Path | None,
     only_compile: bool,
@@ -150,7 +154,7 @@ def main(
                 if only_compile or artifacts is None:
                     compile_programs(folder, target, width, stage, k, experts, block)
                 if not only_compile:
-                    measure(folder, device, width, stage, k, experts, threads)
+                    measure(folder, device, width, stage, k, experts, threads, most)
 
 
 if __name__ == "__main__":
