@@ -86,8 +86,9 @@ HOPPER = (
     _tile("quant_sort", rows=1, slots=8, groups=32, num_warps=8),
     # A thread a slot where k is 4 (slot_of).
     _tile("sort_tokens", rows=64, num_warps=8),
-    # Programs of 64 tokens and of the launch behind are on the SMs at once, with more experts those of two warps.
-    _tile("sort_quant", rows=64, groups=64, num_warps=4, when={"experts": 256}),
+    # All programs of 64 tokens and of the launch behind have room on the SMs: eight of four warps on each, with more
+    # experts those of two warps.
+    _tile("sort_quant", rows=64, groups=64, num_warps=4, maxnreg=64, when={"experts": 256}),
     _tile("sort_quant", rows=64, groups=64, num_warps=2),
     _tile("combine", rows=1, block_n=512, num_warps=4),
     *COMMON,
