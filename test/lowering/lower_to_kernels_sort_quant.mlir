@@ -23,7 +23,7 @@ func.func @joins(%x: tensor<?x96xbf16>, %ids: tensor<?x8xi32>, %w: tensor<?x8xf3
 
 // -----
 
-// Stage 2 quantises rows that are made behind the sort; its kernel asks for the row of each slot, and gets it from either launch.
+// Stage 2 quantises rows of their own; its kernel asks for the row of each slot, and gets it from either launch.
 // CHECK-LABEL: func.func @stage_2_does_not
 // CHECK:         [[BOTH:%.*]]:7 = "kernel.alternatives"
 // CHECK-NEXT:      kernel = @sort_quant_0
@@ -34,10 +34,10 @@ func.func @stage_2_does_not(%x: tensor<?x96xbf16>, %ids: tensor<?x2xi32>, %w: te
     -> (tensor<?x96xf4E2M1FN>, tensor<?x8xf8E8M0FNU>, tensor<?x64xf4E2M1FN>, tensor<?x8xf8E8M0FNU>) {
   %s, %sw, %e, %n = "moe.sort_tokens"(%ids, %w) {experts = 8 : i64, block = 16 : i64, operandSegmentSizes = array<i32: 1, 1, 0, 0>}
     : (tensor<?x2xi32>, tensor<?x2xf32>) -> (tensor<?xi32>, tensor<?xf32>, tensor<?xi32>, tensor<2xi32>)
-  %p, %ps = "moe.quant_sort"(%h, %s, %n) {kind = "per_1x32", scale_mode = "even", stage = 2 : i64, topk = 2 : i64, layout = "tiled_32x8"}
-    : (tensor<?x64xbf16>, tensor<?xi32>, tensor<2xi32>) -> (tensor<?x64xf4E2M1FN>, tensor<?x8xf8E8M0FNU>)
   %q, %ss = "moe.quant_sort"(%x, %s, %n) {kind = "per_1x32", scale_mode = "even", stage = 1 : i64, topk = 2 : i64, layout = "tiled_32x8"}
     : (tensor<?x96xbf16>, tensor<?xi32>, tensor<2xi32>) -> (tensor<?x96xf4E2M1FN>, tensor<?x8xf8E8M0FNU>)
+  %p, %ps = "moe.quant_sort"(%h, %s, %n) {kind = "per_1x32", scale_mode = "even", stage = 2 : i64, topk = 2 : i64, layout = "tiled_32x8"}
+    : (tensor<?x64xbf16>, tensor<?xi32>, tensor<2xi32>) -> (tensor<?x64xf4E2M1FN>, tensor<?x8xf8E8M0FNU>)
   return %q, %ss, %p, %ps : tensor<?x96xf4E2M1FN>, tensor<?x8xf8E8M0FNU>, tensor<?x64xf4E2M1FN>, tensor<?x8xf8E8M0FNU>
 }
 
