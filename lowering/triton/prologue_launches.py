@@ -38,7 +38,7 @@ def lower_route(lower: FunctionLowering, op: moe.RouteOp) -> list[ir.Value]:
     sort = _sort_to_join(lower, op)
     if sort is None:
         return _route(lower, op)
-    site = _site_to_join(lower, sort)
+    site = _site_to_join(lower, sort, op)
     own, lists = _lists(lower, sort, None)
     product = None if site is not None or own["has_slot_rows"] else product_to_join(lower, op, sort)
     shape = (sizes.tokens(), op.topk.value)
@@ -132,8 +132,11 @@ def _route(lower: FunctionLowering, op: moe.RouteOp) -> list[ir.Value]:
     return lower.launch("route", params, operands, results, tiles, strided=[0])
 
 
-def _site_to_join(lower: FunctionLowering, sort: moe.SortTokensOp) -> moe.QuantSortOp | None:
-    """The stage 1 site whose fused kernel goes into the sort's launch for some M: beside it, of an x made before."""
+def _site_to_join(
+    lower: FunctionLowering, sort: moe.SortTokensOp, place: moe.SortTokensOp | moe.RouteOp
+) -> moe.QuantSortOp | None:
+    """The stage 1 site whose fused kernel goes into the sort's launch for some M: beside it, of an x made before
+    `place`, where the launch will be."""
     for use in sort.sorted_ids.uses:
         site = use.owner.opview
         joins = (
@@ -141,7 +144,7 @@ def _site_to_join(lower: FunctionLowering, sort: moe.SortTokensOp) -> moe.QuantS
             and (site.stage.value, site.topk.value) == (1, moe.size(sort.ids, -1))
             and site.num_valid == sort.num_valid
             and site.operation.block == sort.operation.block
-            and _is_there(site.x, sort)
+            and _is_there(site.x, place)
             and lower.joins_sort(site) > 0
         )
         if joins:
@@ -161,7 +164,7 @@ def lower_sort(lower: FunctionLowering, op: moe.SortTokensOp) -> list[ir.Value]:
     """The token sort, unless its router's launch has it."""
     made = next((results for joined, results in lower.made if joined == op.operation), None)
     if made is None:
-        site = _site_to_join(lower, op)
+        site = _site_to_join(lower, op, op)
         made = _sort(lower, op, list(op.operands), *_lists(lower, op, site), site)
         if site is not None:
             lower.made.append((site.operation, made[-2:]))

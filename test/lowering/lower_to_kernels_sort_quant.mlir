@@ -65,11 +65,57 @@ func.func @computed_behind(%h: tensor<?x96xbf16>, %ids: tensor<?x4xi32>, %w: ten
 // CHECK-LABEL: func.func @computed_before
 // CHECK:         kernel = @sort_quant_0
 // CHECK-NOT:     quant_sort_0
+// CHECK:         return
 func.func @computed_before(%h: tensor<?x96xbf16>, %ids: tensor<?x4xi32>, %w: tensor<?x4xf32>) -> (tensor<?x96xf4E2M1FN>, tensor<?x8xf8E8M0FNU>) {
   %t = torch_c.from_builtin_tensor %h : tensor<?x96xbf16> -> !torch.vtensor<[?,96],bf16>
   %r = torch.aten.relu %t : !torch.vtensor<[?,96],bf16> -> !torch.vtensor<[?,96],bf16>
   %x = torch_c.to_builtin_tensor %r : !torch.vtensor<[?,96],bf16> -> tensor<?x96xbf16>
   %s, %sw, %e, %n = "moe.sort_tokens"(%ids, %w) {experts = 8 : i64, block = 32 : i64, operandSegmentSizes = array<i32: 1, 1, 0, 0>}
+    : (tensor<?x4xi32>, tensor<?x4xf32>) -> (tensor<?xi32>, tensor<?xf32>, tensor<?xi32>, tensor<2xi32>)
+  %q, %ss = "moe.quant_sort"(%x, %s, %n) {kind = "per_1x32", scale_mode = "even", stage = 1 : i64, topk = 4 : i64, layout = "tiled_32x8"}
+    : (tensor<?x96xbf16>, tensor<?xi32>, tensor<2xi32>) -> (tensor<?x96xf4E2M1FN>, tensor<?x8xf8E8M0FNU>)
+  return %q, %ss : tensor<?x96xf4E2M1FN>, tensor<?x8xf8E8M0FNU>
+}
+
+// -----
+
+// Nor what is computed between routing and sort, which are one launch for few tokens, at the place of the routing.
+// CHECK-LABEL: func.func @computed_between
+// CHECK-NOT:     sort_quant
+// CHECK:         kernel = @route_sort_0
+// CHECK:         torch.aten.relu
+// CHECK:         kernel = @quant_sort_0
+func.func @computed_between(%h: tensor<?x96xbf16>, %l: tensor<?x8xbf16>) -> (tensor<?x96xf4E2M1FN>, tensor<?x8xf8E8M0FNU>) {
+  %w, %ids = "moe.route"(%l) {topk = 4 : i64, score = "softmax_after_topk", renormalise = false, scale = 1.0 : f32, groups = 1 : i64,
+      top_groups = 1 : i64, operandSegmentSizes = array<i32: 1, 0, 0>} : (tensor<?x8xbf16>) -> (tensor<?x4xf32>, tensor<?x4xi32>)
+  %t = torch_c.from_builtin_tensor %h : tensor<?x96xbf16> -> !torch.vtensor<[?,96],bf16>
+  %r = torch.aten.relu %t : !torch.vtensor<[?,96],bf16> -> !torch.vtensor<[?,96],bf16>
+  %x = torch_c.to_builtin_tensor %r : !torch.vtensor<[?,96],bf16> -> tensor<?x96xbf16>
+  %s, %sw, %e, %n = "moe.sort_tokens"(%ids, %w) {experts = 8 : i64, block = 16 : i64, operandSegmentSizes = array<i32: 1, 1, 0, 0>}
+    : (tensor<?x4xi32>, tensor<?x4xf32>) -> (tensor<?xi32>, tensor<?xf32>, tensor<?xi32>, tensor<2xi32>)
+  %q, %ss = "moe.quant_sort"(%x, %s, %n) {kind = "per_1x32", scale_mode = "even", stage = 1 : i64, topk = 4 : i64, layout = "tiled_32x8"}
+    : (tensor<?x96xbf16>, tensor<?xi32>, tensor<2xi32>) -> (tensor<?x96xf4E2M1FN>, tensor<?x8xf8E8M0FNU>)
+  return %q, %ss : tensor<?x96xf4E2M1FN>, tensor<?x8xf8E8M0FNU>
+}
+
+// -----
+
+// The routing of more tokens is a launch of its own, behind which sort and quantiser are one.
+// CHECK-LABEL: func.func @behind_the_routing
+// CHECK:         [[ALL:%.*]]:9 = "kernel.alternatives"
+// CHECK-NEXT:      kernel = @route_sort_0
+// CHECK-NEXT:      kernel = @quant_sort_0
+// CHECK:         }, {
+// CHECK-NEXT:      [[ROUTE:%.*]]:2 = {{.*}}kernel = @route_0
+// CHECK-NEXT:      "kernel.alternatives"
+// CHECK-NEXT:        "kernel.launch"({{%[^,]*}}, [[ROUTE]]#1, [[ROUTE]]#0, %arg0) {{.*}}kernel = @sort_quant_0
+// CHECK:           choice = "fusion", max_m = 128
+// CHECK:         choice = "prologue", max_m = 8
+// CHECK:         return [[ALL]]#7, [[ALL]]#8
+func.func @behind_the_routing(%x: tensor<?x96xbf16>, %l: tensor<?x8xbf16>) -> (tensor<?x96xf4E2M1FN>, tensor<?x8xf8E8M0FNU>) {
+  %w, %ids = "moe.route"(%l) {topk = 4 : i64, score = "softmax_after_topk", renormalise = false, scale = 1.0 : f32, groups = 1 : i64,
+      top_groups = 1 : i64, operandSegmentSizes = array<i32: 1, 0, 0>} : (tensor<?x8xbf16>) -> (tensor<?x4xf32>, tensor<?x4xi32>)
+  %s, %sw, %e, %n = "moe.sort_tokens"(%ids, %w) {experts = 8 : i64, block = 16 : i64, operandSegmentSizes = array<i32: 1, 1, 0, 0>}
     : (tensor<?x4xi32>, tensor<?x4xf32>) -> (tensor<?xi32>, tensor<?xf32>, tensor<?xi32>, tensor<2xi32>)
   %q, %ss = "moe.quant_sort"(%x, %s, %n) {kind = "per_1x32", scale_mode = "even", stage = 1 : i64, topk = 4 : i64, layout = "tiled_32x8"}
     : (tensor<?x96xbf16>, tensor<?xi32>, tensor<2xi32>) -> (tensor<?x96xf4E2M1FN>, tensor<?x8xf8E8M0FNU>)
