@@ -169,6 +169,10 @@ class FunctionLowering:
         finally:
             self.op = outside
 
+    def made_before(self, op: ir.OpView) -> list[ir.Value] | None:
+        """The results of an op that another one's launch has too; None where it is to be lowered itself."""
+        return next((results for joined, results in self.made if joined == op.operation), None)
+
     def exchange(self, words: int) -> ir.Value:
         """The memory through which programs of a launch talk to each other, with so many words beside its flags."""
         kind = ir.RankedTensorType.get([EXCHANGE_FLAGS + words], ir.IntegerType.get_signless(32))

@@ -38,7 +38,7 @@ from moeloom.passes.base import PassError
 
 
 def _gate_up(lower: FunctionLowering, op: moe.GateUpOp) -> list[ir.Value]:
-    made = next((results for joined, results in lower.made if joined == op.operation), None)
+    made = lower.made_before(op)
     if made is not None:
         return made
     if decodes(lower, op):

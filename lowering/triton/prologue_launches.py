@@ -39,7 +39,7 @@ def lower_route(lower: FunctionLowering, op: moe.RouteOp) -> list[ir.Value]:
     if sort is None:
         return _route(lower, op)
     site = _site_to_join(lower, sort, op)
-    own, lists = _lists(lower, sort, None)
+    own, lists = _lists(lower, sort, None)  # behind route_sort the site is a launch that asks for slot_rows
     product = None if site is not None or own["has_slot_rows"] else product_to_join(lower, op, sort)
     shape = (sizes.tokens(), op.topk.value)
     results: Results = [(op.weights.type, shape), (op.ids.type, shape), *lists]
@@ -162,7 +162,7 @@ def _is_there(value: ir.Value, op: ir.OpView) -> bool:
 
 def lower_sort(lower: FunctionLowering, op: moe.SortTokensOp) -> list[ir.Value]:
     """The token sort, unless its router's launch has it."""
-    made = next((results for joined, results in lower.made if joined == op.operation), None)
+    made = lower.made_before(op)
     if made is None:
         site = _site_to_join(lower, op, op)
         made = _sort(lower, op, list(op.operands), *_lists(lower, op, site), site)

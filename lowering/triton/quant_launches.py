@@ -35,7 +35,7 @@ def lower_sort_scales(lower: FunctionLowering, op: moe.SortScalesOp) -> list[ir.
 
 def lower_quant_sort(lower: FunctionLowering, op: moe.QuantSortOp) -> list[ir.Value]:
     """Both in one, unless the token sort's launch has it."""
-    made = next((results for joined, results in lower.made if joined == op.operation), None)
+    made = lower.made_before(op)
     if made is not None:
         return made
     place = ir.OpResult(op.sorted_ids).result_number + LISTS
