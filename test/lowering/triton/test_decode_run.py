@@ -138,6 +138,10 @@ def test_the_older_one_of_two_programs_gets_more(assembly):
     assert alone == written(2) > written(0, 2) - alone > 0
 
 
+MOST = 20_000
+"""Steps of a program below, three times what the longest takes: one of more waits for ever."""
+
+
 @pytest.mark.parametrize(
     ("name", "working"),
     [
@@ -151,10 +155,10 @@ def test_nobody_waits_for_a_program_that_begins_later(assembly, name, working):
     all that it takes."""
     template, params = KERNELS[name]
     call = Call(template, params, TOKENS)
-    run(template, params, assembly[name], call, lambda programs: [0], left=True)
+    run(template, params, assembly[name], call, lambda programs: [0], left=True, most_steps=MOST)
     with pytest.raises(Fault, match="does it end"):
-        run(template, params, assembly[name], call, lambda _: [working - 1])
-    run(template, params, assembly[name], call, lambda _: list(range(working)))
+        run(template, params, assembly[name], call, lambda _: [working - 1], most_steps=MOST)
+    run(template, params, assembly[name], call, lambda _: list(range(working)), most_steps=MOST)
 
 
 @pytest.mark.parametrize("missing", [0, 1, 30])
@@ -168,6 +172,7 @@ def test_every_program_left_over_has_part_of_a_unit(assembly, missing):
             assembly[name],
             Call(template, params, TOKENS),
             lambda _: [program for program in range(3 * 16) if program != missing],
+            most_steps=MOST,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,9 +42,10 @@ def registry(rules: dict[str, Rule]):
 rule = registry(RULES)
 
 
-def listed(operand: str) -> list[str]:
+@cache
+def listed(operand: str) -> tuple[str, ...]:
     """The members of a vector operand; the operand alone where it is none."""
-    return [name.strip() for name in operand.strip("{} ").split(",")]
+    return tuple(name.strip() for name in operand.strip("{} ").split(","))
 
 
 def bf16_pairs(register: np.ndarray) -> np.ndarray:

@@ -90,6 +90,8 @@ class InFlight:
     def check_write(self, register: str, active: np.ndarray, now: int) -> None:
         """That no product reads or writes it; `now` counts instructions."""
         self._written[register] = now
+        if not self.products:
+            return
         taken = self._summed.any(register, active) or self._read.any(register, active)
         assert not taken, f"writes {register}, which a product still takes"
 

@@ -31,6 +31,23 @@ class Fault(Exception):
     """The kernel did what it must not, or the machine has no rule: the instruction and why."""
 
 
+class Registers(dict[str, np.ndarray]):
+    """Those of a block by name, [threads] each. They begin as garbage, the same on every run."""
+
+    def __init__(self, bits: Mapping[str, int], threads: int) -> None:
+        super().__init__()
+        self._bits, self._threads = bits, threads
+
+    def __missing__(self, name: str) -> np.ndarray:
+        bits = self._bits[name]
+        if bits == 1:
+            made = np.full(self._threads, True)
+        else:
+            made = np.full(self._threads, GARBAGE & (1 << bits) - 1, WIDTHS[bits])
+        self[name] = made
+        return made
+
+
 class Machine:
     """The state that instructions work on. `active` bool [threads]: those that execute the present one;
     `every`: whether all do."""
@@ -44,10 +61,15 @@ class Machine:
         self.executed = 0
 
     def launch(
-        self, blocks: int, arguments: Sequence[int], order: Sequence[int] | None = None, processors: int = 2
+        self,
+        blocks: int,
+        arguments: Sequence[int],
+        order: Sequence[int] | None = None,
+        processors: int = 2,
+        most_steps: int = MOST_STEPS,
     ) -> None:
-        """Run a grid of `blocks`, in `order`, on so many processors in turns."""
-        self._processors = processors
+        """Run a grid of `blocks`, in `order`, on so many processors in turns. A block of more steps has no end."""
+        self._processors, self._most_steps = processors, most_steps
         names = list(self.kernel.params)
         assert len(arguments) <= len(names), f"{self.kernel.name} takes {len(names)} arguments"
         self.params: Mapping[str, int] = dict(zip(names, [*arguments, *[0] * len(names)], strict=False))
@@ -66,13 +88,7 @@ class Machine:
         self.special["%smid"] = block % self._processors
         self.special |= {"%ctaid.y": 0, "%ctaid.z": 0}
         self._known: dict[tuple[str, type], np.ndarray] = {}  # operands that are the same for the whole block
-        # Registers begin as garbage, the same on every run.
-        self.registers = {
-            name: np.full(count, True)
-            if bits == 1
-            else np.full(count, 0xA5A5A5A5A5A5A5A5 & (1 << bits) - 1, WIDTHS[bits])
-            for name, bits in self.kernel.registers.items()
-        }
+        self.registers = Registers(self.kernel.registers, count)
         self.at = np.zeros(count, np.int64)
         self.waiting, self.parked = np.zeros(count, bool), np.zeros(count, bool)  # at a barrier, for their warp
         self.waited = np.full(count, not self._overlaps)  # for the launch in front
@@ -101,8 +117,8 @@ class Machine:
                     return
                 every = bool(group.all())
             self.executed += 1
-            if self.executed - self._begun > MOST_STEPS:
-                raise Fault(f"{instruction}: more than {MOST_STEPS} instructions; does it end?")
+            if self.executed - self._begun > self._most_steps:
+                raise Fault(f"{instruction}: more than {self._most_steps} instructions; does it end?")
             self.active, self.every = group, every
             if instruction.guard:
                 self.active = group & (self.registers[instruction.guard] ^ instruction.unless)
@@ -151,9 +167,10 @@ class Machine:
     def value(self, operand: str, dtype: type) -> np.ndarray:
         """The operand as `dtype` [threads], not to be changed; registers are reinterpreted, numbers are cut to its
         width."""
-        held = self.registers.get(operand)
-        if held is not None:
-            self.flight.check_read(operand, self.active)
+        if operand in self.kernel.registers:
+            held = self.registers[operand]
+            if self.flight.products:
+                self.flight.check_read(operand, self.active)
             # Instructions of n bits may read wider registers.
             return held if dtype is bool else narrowed(held, dtype)
         known = self._known.get((operand, dtype))

@@ -82,8 +82,8 @@ class Memory:
         """Which pieces of `size` bytes the addresses are."""
         start = addresses.astype(np.int64) - BASE
         assert not (start % size).any(), f"{what} {size} bytes at an address that is no multiple of them"
-        inside = (start >= 0) & (start + size <= len(self._bytes))
-        assert inside.all(), f"{what} {size} bytes outside of all buffers"
+        inside = not len(start) or (start.min() >= 0 and start.max() + size <= len(self._bytes))
+        assert inside, f"{what} {size} bytes outside of all buffers"
         places = start // size
         assert _pieces(allowed, size)[places].all(), f"{what} {size} bytes that are not to be touched"
         return places

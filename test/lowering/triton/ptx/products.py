@@ -12,7 +12,7 @@ from moeloom.runtime import reference
 from moeloom.runtime.pack_stream import pack_stream
 from moeloom.runtime.stream import EXCHANGE_FLAGS
 
-from .machine import Machine
+from .machine import MOST_STEPS, Machine
 from .memory import Memory
 
 EXPERTS = 3
@@ -142,9 +142,10 @@ def run(
     processors: int = 2,
     left: bool = False,
     shared: int = SHARED_BYTES,
+    most_steps: int = MOST_STEPS,
 ) -> Tensor:
     """What the kernel writes into memory full of NaN. `left`: programs are left out, and flags with them. A program
-    has so many bytes of `shared` memory."""
+    has so many bytes of `shared` memory, and one of more steps has no end."""
     rows = call.ids.numel()
     kind, columns = (torch.bfloat16, params["intermediate"]) if call.stage == 1 else (torch.float32, params["hidden"])
     out = torch.full((params.get("splits", 1), rows, columns), torch.nan, dtype=kind)
@@ -160,7 +161,9 @@ def run(
         arguments.append(place)
     result = memory.place(array(out), writable=True)
     machine = Machine(text, memory, np.full(shared, 0xFF, np.uint8))
-    machine.launch(params["programs"], [*arguments, result, len(call.ids)], order(params["programs"]), processors)
+    machine.launch(
+        params["programs"], [*arguments, result, len(call.ids)], order(params["programs"]), processors, most_steps
+    )
     if exchange is not None and not left:
         assert not memory.read_back(exchange, np.zeros(EXCHANGE_FLAGS, np.int32)).any(), "flags are left behind"
     return torch.from_numpy(memory.read_back(result, array(out))).view(kind).view(out.shape)

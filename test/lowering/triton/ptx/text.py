@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 
 _COMMENT = re.compile(r"//[^\n]*")
 _ENTRY = re.compile(r"\.entry\s+(\w+)\((.*?)\)", re.DOTALL)
@@ -59,8 +59,9 @@ class Kernel:
     labels: dict[str, int] = field(default_factory=dict)
 
 
+@cache
 def parse(text: str) -> Kernel:
-    """The one kernel of a PTX text."""
+    """The one kernel of a PTX text, not to be changed: the machines of a text share it."""
     text = _COMMENT.sub("", text)
     entry, threads = _ENTRY.search(text), _THREADS.search(text)
     assert entry is not None and threads is not None, "one .entry with .reqntid is wanted"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
@@ -20,8 +21,14 @@ def in_shared(parts: list[str]) -> bool:
 
 def address(machine, place: str, kind: type) -> np.ndarray:
     """i64 [threads]: the address in the operand `place`, [register + offset]."""
-    base, _, offset = (part.strip() for part in re.sub(r"\s*\+\s*", "+", place.strip("[] ")).partition("+"))
-    return machine.value(base, kind).astype(np.int64) + int(offset or 0)
+    base, offset = _base_and_offset(place)
+    return machine.value(base, kind).astype(np.int64) + offset
+
+
+@cache
+def _base_and_offset(place: str) -> tuple[str, int]:
+    base, _, offset = (part.strip() for part in place.strip("[] ").partition("+"))
+    return base, int(offset or 0)
 
 
 @rule("ld", "st")
@@ -33,22 +40,23 @@ def _memory(machine, parts, operands):
         machine.set(names[0], machine.value(place.strip("[] "), TYPES[kind]))
         return
     shared = in_shared(parts)
-    memory, threads, size = machine.shared if shared else machine.memory, machine.threads[machine.active], SIZES[kind]
-    places = address(machine, place, np.uint32 if shared else np.uint64)[machine.active]
+    who = slice(None) if machine.every else machine.active
+    memory, threads, size = machine.shared if shared else machine.memory, machine.threads[who], SIZES[kind]
+    places = address(machine, place, np.uint32 if shared else np.uint64)[who]
     if not len(threads):
         return
-    if not shared:
-        early = ~machine.waited[machine.active]
-        assert parts[0] == "ld" or not early.any(), "writes before griddepcontrol.wait"
+    early = ~machine.waited[who]
+    if not shared and early.any():
+        assert parts[0] == "ld", "writes before griddepcontrol.wait"
         machine.memory.check_early(places[early], size * len(names), past_l1="cg" in parts)
     if parts[0] == "ld":
         found = memory.load(places, size * len(names), threads).reshape(-1, len(names), size)
         for i, name in enumerate(names):
             every = np.zeros(len(machine.threads), TYPES[f"u{8 * size}"])
-            every[machine.active] = np.ascontiguousarray(found[:, i]).view(every.dtype)[:, 0]
+            every[who] = np.ascontiguousarray(found[:, i]).view(every.dtype)[:, 0]
             machine.set(name, every)
     else:
-        values = [machine.value(name, TYPES[f"u{8 * size}"])[machine.active] for name in names]
+        values = [machine.value(name, TYPES[f"u{8 * size}"])[who] for name in names]
         raw = np.stack(values, 1).view(np.uint8).reshape(len(threads), -1)
         memory.store(places, raw, threads)
 
@@ -162,7 +170,7 @@ def _stmatrix(machine, parts, operands):
     machine.shared.store(places.ravel(), rows, np.repeat(32 * warps, 8 * len(names)))
 
 
-def held(machine, names: list[str], kind: type, warps: np.ndarray) -> np.ndarray:
+def held(machine, names: Sequence[str], kind: type, warps: np.ndarray) -> np.ndarray:
     """[warps, registers, lanes]."""
     return np.stack([machine.value(name, kind).reshape(-1, 32)[warps] for name in names], 1)
 
