@@ -85,15 +85,15 @@ class InFlight:
 
     def check_read(self, register: str, active: np.ndarray) -> None:
         """That no product of `active` threads has yet to write it."""
-        assert not self._summed.any(register, active), f"reads {register}, which a product has yet to write"
+        if self.products:
+            assert not self._summed.any(register, active), f"reads {register}, which a product has yet to write"
 
     def check_write(self, register: str, active: np.ndarray, now: int) -> None:
         """That no product reads or writes it; `now` counts instructions."""
         self._written[register] = now
-        if not self.products:
-            return
-        taken = self._summed.any(register, active) or self._read.any(register, active)
-        assert not taken, f"writes {register}, which a product still takes"
+        if self.products:
+            taken = self._summed.any(register, active) or self._read.any(register, active)
+            assert not taken, f"writes {register}, which a product still takes"
 
     def fence_registers(self, active: np.ndarray, now: int) -> None:
         self._fenced[active] = now

@@ -169,8 +169,7 @@ class Machine:
         width."""
         if operand in self.kernel.registers:
             held = self.registers[operand]
-            if self.flight.products:
-                self.flight.check_read(operand, self.active)
+            self.flight.check_read(operand, self.active)
             # Instructions of n bits may read wider registers.
             return held if dtype is bool else narrowed(held, dtype)
         known = self._known.get((operand, dtype))
