@@ -66,6 +66,7 @@ SPACES: dict[str, Space] = {
             each(ring=(2, 3, 4, 6), step=(64, 192, 320), ordered=(0, 2048)),
         ),
         "expand": each(groups=(8, 16, 32), num_warps=(8,)),
+        "fake_quant": each(groups=(64, 128), num_warps=(8,)),
         # The ring is what a warp keeps in flight; fewer registers let more programs run on an SM.
         "decode_gate_up": each(ring=(3, 4, 5, 6, 7, 8, 10), **{CAP: (96, 128, 168)}),
         "decode_down": each(ring=(4, 5, 6, 7, 8, 10, 12), **{CAP: (96, 128, 168)}),

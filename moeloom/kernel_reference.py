@@ -157,6 +157,10 @@ def _expand(params: Params, operands: list[Any]) -> Tensor:
     return out
 
 
+def _fake_quant(params: Params, operands: list[Any]) -> Tensor:
+    return reference.dequantise(*_quant(params, operands))
+
+
 def untile(tiled: Tensor) -> Tensor:
     """The inverse of `reference.tile_scales`."""
     height, width = tiled.shape
@@ -309,6 +313,7 @@ TEMPLATES: dict[str, Callable[[Params, list[Any]], Any]] = {
     "sort_scales": _sort_scales,
     "quant_sort": _quant_sort,
     "expand": _expand,
+    "fake_quant": _fake_quant,
     "gate_up": _gate_up,
     "down": _down,
     "decode_gate_up": _gate_up,

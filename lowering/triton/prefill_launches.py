@@ -1,6 +1,6 @@
 """gate_up and down of weight streams -> launches of the prefill kernels for sm_90.
 
-They take bf16 rows. MXFP4 rows are expanded first, in a launch of their own.
+They take bf16 rows. MXFP4 rows are expanded first, in a launch of their own; so are rows rounded that shall be MXFP4's.
 """
 
 from torch_mlir import ir
@@ -19,7 +19,8 @@ from moeloom.lowering.operands import (
     sorted_list,
 )
 from moeloom.lowering.packing import STREAM_WARPS
-from moeloom.lowering.triton.decode_launches import BYTES_A_VALUE, partial, programs_by_registers
+from moeloom.lowering.triton.decode_launches import BYTES_A_VALUE, QUANTISE, partial, programs_by_registers
+from moeloom.lowering.triton.quant_launches import fake_quant
 from moeloom.runtime.stream import SWIZZLE_BYTES
 
 TOKENS_A_WARP = 4
@@ -67,6 +68,8 @@ def _prefill(
         "programs": programs,
         **tile,
     }
+    if QUANTISE in op.attributes:
+        return fake_quant(lower, op, op.attributes[QUANTISE].value, stage), params
     if op.x_scales is None:
         return op.x, params
     return _expanded(lower, op, stage), params

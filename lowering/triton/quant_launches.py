@@ -81,6 +81,15 @@ def quant_sort(
     return results
 
 
+def fake_quant(lower: FunctionLowering, op: moe.GateUpOp | moe.DownOp, scale_mode: str, stage: int) -> ir.Value:
+    """x of `op`, rounded to MXFP4 and back."""
+    rows, columns = rows_of_stage(stage, op.topk.value), moe.size(op.x, -1)
+    params: Params = {"columns": columns, "x": element(op.x), "scale_mode": scale_mode}
+    params |= lower.target.tile("fake_quant")
+    tiles = rows * -(-columns // (moe.GROUP * params["groups"]))
+    return lower.launch("fake_quant", params, [op.x], [(op.x.type, (rows, columns))], [tiles], strided=[0])[0]
+
+
 def fused_params(op: moe.QuantSortOp) -> Params:
     """What every kernel takes that has a fused quantiser."""
     return {"columns": moe.size(op.x, -1), "x": element(op.x), "scale_mode": op.scale_mode.value}

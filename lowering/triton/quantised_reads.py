@@ -1,4 +1,4 @@
-"""Quantisers into the products that read them, where those round x to MXFP4 on its way to shared memory."""
+"""Quantisers into the products that read them, where those take x rounded to MXFP4 in place of codes and scales."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from moeloom.dialects import moe
 from moeloom.lowering.function import FunctionLowering
 from moeloom.lowering.operands import element
 
-from .decode_launches import QUANTISE, decodes
+from .decode_launches import QUANTISE
 
 
 def quantise_in_products(lower: FunctionLowering, block: ir.Block) -> None:
-    """Give each product of `block` that a decode kernel computes the bf16 x of the moe.quant_sort that it alone reads,
-    with the scale mode in an attribute: no codes and scales are then written. `fusion` = fused or split keeps them.
+    """Give each product of `block` the bf16 x of the moe.quant_sort that it alone reads, with the scale mode in an
+    attribute: no codes and scales are then written. `fusion` = fused or split keeps them.
+
+    The decode kernels round x on its way to shared memory, for the prefill kernels a launch does it.
     """
     if lower.fusion != "auto" or lower.layout != "stream":
         return
@@ -32,7 +34,7 @@ def _into_its_product(lower: FunctionLowering, op: moe.QuantSortOp) -> None:
     if not isinstance(product, moe.GateUpOp | moe.DownOp) or product.operation.block != op.operation.block:
         return
     same = product.x == op.codes and product.x_scales == op.sorted_scales and product.sorted_ids == op.sorted_ids
-    if not same or element(op.x) != "bf16" or not decodes(lower, product):
+    if not same or element(op.x) != "bf16":
         return
     operands = [op.x, *(value for value in list(product.operation.operands)[1:] if value != op.sorted_scales)]
     found = product.operation.attributes

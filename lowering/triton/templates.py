@@ -10,6 +10,7 @@ from .decode_mfma_gate_up import DECODE_MFMA_GATE_UP
 from .decode_routed_gate_up import DECODE_ROUTED_GATE_UP
 from .down import DOWN
 from .expand import EXPAND
+from .fake_quant import FAKE_QUANT
 from .gate_up import GATE_UP
 from .one_stage import EXPERTS_ONE_STAGE
 from .prefill_down import PREFILL_DOWN
@@ -42,6 +43,7 @@ TEMPLATES: dict[str, Template] = {
     "decode_routed_gate_up": DECODE_ROUTED_GATE_UP,
     "decode_down": DECODE_DOWN,
     "expand": EXPAND,
+    "fake_quant": FAKE_QUANT,
     "prefill_gate_up": PREFILL_GATE_UP,
     "prefill_down": PREFILL_DOWN,
     "decode_mfma_gate_up": DECODE_MFMA_GATE_UP,

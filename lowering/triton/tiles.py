@@ -12,7 +12,7 @@ FACTS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("prefill_gate_up", "prefill_down"), ("block",)),
     **dict.fromkeys(("decode_mfma_gate_up", "decode_mfma_down"), ("quantised",)),
     **dict.fromkeys(("route", "route_sort", "sort_tokens", "sort_quant", "sort_count", "sort_scan"), ("experts",)),
-    **dict.fromkeys(("router", "quant", "sort_scales", "expand", "combine"), ()),
+    **dict.fromkeys(("router", "quant", "sort_scales", "expand", "fake_quant", "combine"), ()),
     "quant_sort": ("many_slots",),
 }
 """What a tile may depend on, by template: rows of a sort block, whether x comes as MXFP4, how many experts
@@ -134,6 +134,7 @@ SM_90 = (
     _tile("route_sort", rows=8, num_warps=4),
     _tile("router", rows=2, num_warps=4),
     _tile("expand", groups=4, num_warps=4),
+    _tile("fake_quant", groups=32, num_warps=4),
     # 16 warps an SM: with 64 and 80 rows all in one program, which then reads x half as often. Two programs of 128 and
     # 160 rows have room for x in steps of 64 columns.
     *_prefill(ring=3, step=192, num_warps=16, ordered=1024, when={"block": 64}),

@@ -6,7 +6,8 @@
 
 // Payload and scales are one stream; blocks of 8 rows take the decode kernels, those of 64 the prefill kernels.
 // CHECK:       block = 64 : i64, {{.*}}steps = 4 : i64, stream_warps = 4 : i64, {{.*}}sym_name = "prefill_down_0"
-// CHECK:       columns = 96 : i64, groups = 4 : i64, layout = "tiled_32x8", {{.*}}stage = 1 : i64, topk = 2 : i64}, sym_name = "expand_0"
+// CHECK:       columns = 96 : i64, groups = 32 : i64, {{.*}}scale_mode = "even", x = "bf16"}, sym_name = "fake_quant_0"
+// FORCED:      columns = 96 : i64, groups = 4 : i64, layout = "tiled_32x8", {{.*}}stage = 1 : i64, topk = 2 : i64}, sym_name = "expand_0"
 // CHECK:       quantise = "even", {{.*}}sym_name = "decode_gate_up_2"
 // CHECK:       early = true, {{.*}}sym_name = "decode_gate_up_1"
 // CHECK:       early = true, {{.*}}sym_name = "decode_down_0"
@@ -88,13 +89,19 @@ func.func @quantises_on_the_way(%x: tensor<?x96xbf16>, %ids: tensor<?x2xi32>, %w
   return %h : tensor<?x64xbf16>
 }
 
-// The prefill kernels multiply bf16: codes are expanded first, to as many rows as they have.
-// CHECK-LABEL: func.func @codes_are_expanded
-// CHECK:         [[X:%[0-9]*]] = "kernel.launch"({{%[^,]*}}, [[BOTH:%[0-9]*]]#4, [[BOTH]]#5, [[BOTH]]#0, [[BOTH]]#3) {grid = #{{.*}}, kernel = @expand_0, {{.*}}strided = array<i64: 0>}
+// The prefill kernels multiply bf16: x is rounded first. Where the quantiser is forced its codes are expanded, to as many rows as they have.
+// CHECK-LABEL: func.func @rounded_first
+// CHECK-NOT:     quant_sort
+// CHECK:         [[X:%[0-9]*]] = "kernel.launch"({{%[^,]*}}, %arg0) {grid = #{{.*}}, kernel = @fake_quant_0, {{.*}}strided = array<i64: 0>}
 // CHECK-SAME:      -> tensor<?x96xbf16>
 // CHECK:         [[H:%[0-9]*]] = "kernel.launch"({{%[^,]*}}, [[X]], {{%[^,]*}}#0, {{%[^,]*}}#2, {{%[^,]*}}#3, %arg3) {grid = #{{.*}}, kernel = @prefill_gate_up_0, {{.*}}strided = array<i64: 0>}
 // CHECK:         "kernel.launch"({{%[^,]*}}, [[H]], {{%[^,]*}}#0, {{%[^,]*}}#2, {{%[^,]*}}#3, {{%[^,]*}}#1, %arg5) {grid = #{{.*}}, kernel = @prefill_down_0, {{.*}}strided = array<i64>}
-func.func @codes_are_expanded(%x: tensor<?x96xbf16>, %ids: tensor<?x2xi32>, %w: tensor<?x2xf32>,
+// FORCED-LABEL: func.func @rounded_first
+// FORCED:         moe.op = "moe.quant_sort"
+// FORCED:         [[X:%[0-9]*]] = "kernel.launch"({{%[^,]*}}, [[BOTH:%[0-9]*]]#5, [[BOTH]]#6, [[BOTH]]#0, [[BOTH]]#3) {grid = #{{.*}}, kernel = @expand_0, {{.*}}strided = array<i64: 0>}
+// FORCED-SAME:      -> tensor<?x96xbf16>
+// FORCED:         "kernel.launch"({{%[^,]*}}, [[X]], {{%[^,]*}}#0, {{%[^,]*}}#2, {{%[^,]*}}#3, %arg3) {grid = #{{.*}}, kernel = @prefill_gate_up_0, {{.*}}strided = array<i64: 0>}
+func.func @rounded_first(%x: tensor<?x96xbf16>, %ids: tensor<?x2xi32>, %w: tensor<?x2xf32>,
     %w1: tensor<8x128x96xf4E2M1FN> {moe.weight = "w"}, %s1: tensor<8x128x3xf8E8M0FNU> {moe.weight = "s"},
     %w2: tensor<8x96x64xf4E2M1FN> {moe.weight = "v"}, %s2: tensor<8x96x2xf8E8M0FNU> {moe.weight = "t"}) -> tensor<?x96xf32> {
   %s, %sw, %e, %n = "moe.sort_tokens"(%ids, %w) {experts = 8 : i64, block = 64 : i64, operandSegmentSizes = array<i32: 1, 1, 0, 0>}

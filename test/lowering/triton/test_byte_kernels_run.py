@@ -45,6 +45,7 @@ KERNELS = {
     "combine": ("combine", COMBINE),
     "combine with mask": ("combine", COMBINE | {"map": "mask"}),
     "combine with index": ("combine", COMBINE | {"map": "index"}),
+    "fake_quant": ("fake_quant", QUANT),
     "expand 1": ("expand", PLACE | {"columns": COLUMNS, "stage": 1}),
     "expand 2": ("expand", PLACE | {"columns": COLUMNS, "stage": 2, "layout": "row_major"}),
 }
@@ -220,6 +221,19 @@ def test_fused_and_split_quantisers(assembly, ids, stage, early):
         assert torch.equal(sorted_scales, torch.where(defined, want, 0xFF))
     assert torch.equal(fused[0][payload], codes[payload])
     assert bool((fused[0][~payload] == 0xFF).all())
+
+
+def test_fake_quant(assembly):
+    """Rows of any stride, any bits in them."""
+    torch.manual_seed(2)
+    x = torch.randint(1 << 16, (TOKENS, COLUMNS + 8)).to(torch.int32).to(torch.uint16).view(torch.bfloat16)
+    x[::2] = torch.randn(len(x[::2]), COLUMNS + 8).bfloat16()
+    want = reference.dequantise(*reference.quantise(x[:, :COLUMNS].contiguous(), "even")).bfloat16()
+    found = poison(TOKENS, COLUMNS, dtype=torch.bfloat16)
+    tiles = TOKENS * -(-COLUMNS // 32 // TILES["fake_quant"]["groups"])
+    run(assembly["fake_quant"], "fake_quant", {"x": x, "x_stride": COLUMNS + 8}, [found], TOKENS, tiles)
+    assert torch.equal(found.isnan(), want.isnan()) and bool(want.isnan().any()) and bool(want[::2].isfinite().all())
+    assert torch.equal(found.nan_to_num(0).view(torch.int16), want.nan_to_num(0).view(torch.int16))
 
 
 @pytest.mark.parametrize(("stage", "layout"), [(1, "tiled_32x8"), (2, "row_major")])

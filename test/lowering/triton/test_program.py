@@ -183,7 +183,7 @@ def test_many_tokens_read_streams(interpreted: Callable, compiled: Callable) -> 
 def test_each_plan_of_streams_has_its_products(
     interpreted: Callable, compiled: Callable, activations: str, weight_layout: str
 ) -> None:
-    """Launches alone: the products themselves cannot be interpreted. Prefill products take codes expanded."""
+    """Launches alone: the products cannot be interpreted. Prefill products take x rounded, or codes expanded."""
     artifact = compiled("gpt_oss", TARGET, activations=activations, weight_layout=weight_layout)
     exe, _ = interpreted(artifact)
     entry, kernels = exe[exe.entries[0]], exe.manifest.targets[TARGET].kernels
@@ -195,10 +195,18 @@ def test_each_plan_of_streams_has_its_products(
         (down,) = [kernel for kernel in launched if kernel["template"].endswith("down")]
         block, form = gate_up["params"]["block"], "prefill" if gate_up["params"]["block"] > 16 else "decode"
         assert (gate_up["template"], down["template"]) == (f"{form}_gate_up", f"{form}_down")
-        stages = [kernel["params"]["stage"] for kernel in launched if kernel["template"] == "expand"]
-        assert stages == ([1, 2] if activations == "mxfp4" and form == "prefill" else [])
+        rounded = [kernel["params"]["columns"] for kernel in launched if kernel["template"] == "fake_quant"]
+        given = gate_up["params"]["hidden"], gate_up["params"]["intermediate"]
+        assert rounded == ([*given] if activations == "mxfp4" and form == "prefill" else [])
+        assert not {kernel["template"] for kernel in launched} & {"quant", "quant_sort", "sort_scales", "expand"}
         blocks.append(block)
     assert blocks == [8, 16, 32, 80, 160]
+    prequantised = [name for name in exe.entries if name.endswith("experts_prequantised")]
+    assert bool(prequantised) == (activations == "mxfp4")
+    for name in prequantised:
+        templates = [kernels[launch.kernel]["template"] for launch in exe[name].launches(limits[-1])]
+        around = [t for t in templates if not t.startswith("sort_c") and t not in ("sort_scan", "sort_scatter")]
+        assert around[:-1] == ["sort_scales", "expand", "prefill_gate_up", "fake_quant", "prefill_down"]
 
 
 def plan_limits(steps: Sequence[Step]) -> list[int]:
