@@ -30,11 +30,11 @@ from decode_products import (
 
 from moeloom.runtime.cuda import Cuda
 
-BLOCKS = (32, 64, 80, 128, 160)
-CHECKED_SHAPES = {"gpt_oss": BLOCKS, "qwen3": (64,), "deepseek_rank": (64,), "odd": (8, 16, *BLOCKS)}
-CHECKED = (2, 29, 300)
+BLOCKS = (32, 64, 128, 144)
+CHECKED_SHAPES = {"gpt_oss": BLOCKS, "qwen3": (64, 144), "deepseek_rank": (64, 144), "odd": (8, 16, *BLOCKS)}
+CHECKED = (2, 29, 300, 600)
 TIMED_SHAPE = "gpt_oss"
-TIMED = (256, 512, 1024, 2048, 4096)
+TIMED = (512, 768, 1024, 1536, 2048, 3072, 4096, 8192)
 EXPERTS = 128
 GRAPH_SECONDS = 0.02
 

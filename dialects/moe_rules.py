@@ -12,8 +12,8 @@ GATE_UP_ORDERS = ("interleaved", "concatenated")
 WEIGHT_ORDERS = ("nk", "kn")
 SCALE_LAYOUTS = ("tiled_32x8", "row_major")
 SCORES = ("softmax_after_topk", "softmax_before_topk", "sigmoid")
-BLOCKS = (8, 16, 32, 64, 80, 128, 160)
-"""Rows of a sort block. 80 and 160 are for experts of about 64 and 128 tokens, of which half have a few more."""
+BLOCKS = (8, 16, 32, 64, 128, 144)
+"""Rows of a sort block. 144 are for experts of about 128 tokens, of which half have a few more."""
 MAX_TOPK = 255
 # A sorted id holds the token in its low 24 bits.
 MAX_TOKENS = 1 << 24

@@ -11,7 +11,7 @@ from moeloom.lowering.triton.architecture import ARCHITECTURES, Architecture
 from moeloom.lowering.triton.tiles import Tile
 
 TargetName = Literal["cpu", "gfx950", "gfx942", "sm_90", "sm_80", "sm_100"]
-Block = Literal[8, 16, 32, 64, 80, 128, 160]
+Block = Literal[8, 16, 32, 64, 128, 144]
 
 
 class UnknownTargetError(Exception):
@@ -74,15 +74,15 @@ class Target:
 STREAM = (
     Plan(block=8, rows=3),
     Plan(block=16, rows=12),
-    Plan(block=32, rows=26),
-    Plan(block=80, rows=72),
-    Plan(block=160),
+    Plan(block=32, rows=24),
+    Plan(block=144),
 )
 """An expert's weights are read, and widened, once a sort block: with n rows on average, spread at random, in blocks of
 8 1.02 times where n = 4 and 1.41 times where n = 8. Rows that are padding cost less: half of a block of 16 in the
-decode kernels, fifths of one of 80 or 160 in the prefill kernels; these are a quarter more than 64 and 128, which half
-of the experts overflow where that is the average. `python benchmarks/prefill_products.py` on an H200 gives the products
-of gpt-oss-120b in blocks of 32 to 160 rows, `compare_layers.py` whole layers of two tables in turns (docs/h200.md).
+decode kernels, those behind 32, 48, 64, 80 or 112 rows of one of 144 in the prefill kernels; 128 rows are the average
+of some M, where half of the experts have a few more. `python benchmarks/prefill_products.py` on an H200 gives the
+products of gpt-oss-120b in blocks of 32 to 144 rows, `compare_layers.py` whole layers of two tables in turns
+(docs/h200.md).
 """
 REFERENCE_SWITCH = (2048, 8192)
 """The contract's switch (section 4), for GPUs that were not measured."""

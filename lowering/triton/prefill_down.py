@@ -11,12 +11,23 @@ from moeloom.runtime.stream import Stream
 
 from .decode_down import store_pair
 from .decode_params import x_argument
-from .decode_stream import thread_numbers
+from .decode_stream import thread_numbers, threads_layout
 from .dependents import follow
-from .prefill_chunk import sums_of, tokens_layout, wait_for_products
+from .prefill_chunk import sums_of, wait_for_products
 from .prefill_order import block_at, length_of, lengths
 from .prefill_params import prefill_arguments, prefill_constants
-from .prefill_stream import begin, first_unit, multiply_unit, own_part, part_of, units_a_part
+from .prefill_stream import (
+    begin,
+    fill_ring,
+    first_unit,
+    multiply_unit,
+    of_part,
+    own_part,
+    part_of,
+    part_start,
+    parts,
+    units_a_part,
+)
 from .product_params import absent
 from .template import Params, Template
 
@@ -41,6 +52,7 @@ def prefill_down_kernel(
     CHUNKS: gl.constexpr,
     STREAM_WARPS: gl.constexpr,
     RING: gl.constexpr,
+    SHORT_RING: gl.constexpr,
     STEP: gl.constexpr,
     STEPS: gl.constexpr,
     AHEAD: gl.constexpr,
@@ -55,14 +67,15 @@ def prefill_down_kernel(
         return
     state, ends, order, x_shared, alive = begin(
         x, INTERMEDIATE, sorted_ids, expert_ids, weight, blocks, BLOCK, INTERMEDIATE, TILES, RECORDS, CHUNKS,
-        STREAM_WARPS, RING, STEP, STEPS, AHEAD, PROGRAMS, 2, TOPK, ORDERED,
+        STREAM_WARPS, RING, SHORT_RING, STEP, STEPS, AHEAD, PROGRAMS, 2, TOPK, ORDERED,
     )  # fmt: skip
     for number in gl.static_range(lengths(BLOCK, ORDERED)):
+        fill_ring(state, number, BLOCK, STREAM_WARPS, RING, SHORT_RING)
         for unit in range(first_unit(ends, number, UNITS, PROGRAMS), ends[number] * UNITS, PROGRAMS):
             state = _unit(
                 unit, blocks, state, order, x_shared, x, sorted_ids, expert_ids, sorted_weights, weight, bias, out,
                 length_of(BLOCK, number), BLOCK, HIDDEN, INTERMEDIATE, TOPK, TILES, RECORDS, CHUNKS, STREAM_WARPS, RING,
-                STEP, STEPS, AHEAD, PROGRAMS, ORDERED,
+                SHORT_RING, STEP, STEPS, AHEAD, PROGRAMS, ORDERED,
             )  # fmt: skip
     alive[0]._keep_alive()
     alive[1]._keep_alive()
@@ -92,6 +105,7 @@ def _unit(
     CHUNKS: gl.constexpr,
     STREAM_WARPS: gl.constexpr,
     RING: gl.constexpr,
+    SHORT_RING: gl.constexpr,
     STEP: gl.constexpr,
     STEPS: gl.constexpr,
     AHEAD: gl.constexpr,
@@ -102,28 +116,32 @@ def _unit(
     UNITS: gl.constexpr = units_a_part(TILES, STREAM_WARPS, gl.num_warps())
     state = multiply_unit(
         unit, blocks, state, order, x_shared, x, INTERMEDIATE, sorted_ids, expert_ids, weight, TOKENS, BLOCK,
-        INTERMEDIATE, TILES, RECORDS, CHUNKS, STREAM_WARPS, RING, STEP, STEPS, AHEAD, PROGRAMS, 2, TOPK,
+        INTERMEDIATE, TILES, RECORDS, CHUNKS, STREAM_WARPS, RING, SHORT_RING, STEP, STEPS, AHEAD, PROGRAMS, 2, TOPK,
         ORDERED,
     )  # fmt: skip
     block, expert = block_at(order, expert_ids, unit // UNITS, blocks, ORDERED)
-    PART: gl.constexpr = part_of(TOKENS)
-    thread = thread_numbers(gl.SliceLayout(1, tokens_layout(gl.num_warps(), PART)))
+    thread = thread_numbers(threads_layout(gl.num_warps()))
     output = (unit % UNITS * gl.num_warps() + thread // 32) * 16 + thread % 32 // 4
     if bias is not None:
         biases = bias + expert.to(gl.int64) * HIDDEN + output
         bias_0 = gl.load(biases, mask=output < HIDDEN, other=0.0)
         bias_8 = gl.load(biases + 8, mask=output + 8 < HIDDEN, other=0.0)
-    for first_token in gl.static_range(0, TOKENS, PART):
+    for number in gl.static_range(parts(TOKENS)):
         # Asked for at once: a store would hold back every load behind it.
-        entries, shares = own_part(sorted_ids, sorted_weights, block * BLOCK + first_token, PART)
-        if first_token == 0:
+        entries, shares = own_part(
+            sorted_ids, sorted_weights, block * BLOCK + part_start(TOKENS, number), part_of(TOKENS, number)
+        )
+        if number == 0:
             wait_for_products()  # no sooner: until then there is time for these loads
-        value, value_8 = sums_of(first_token, PART)
+        value, value_8 = sums_of(part_start(TOKENS, number), part_of(TOKENS, number))
         if bias is not None:
-            value, value_8 = value + bias_0[:, None], value_8 + bias_8[:, None]
+            value, value_8 = (
+                value + of_part(bias_0, part_of(TOKENS, number)),
+                value_8 + of_part(bias_8, part_of(TOKENS, number)),
+            )
         if sorted_weights is not None:
             value, value_8 = value * shares, value_8 * shares
-        store_pair(out, value, value_8, entries, output[:, None], HIDDEN, TOPK)
+        store_pair(out, value, value_8, entries, of_part(output, part_of(TOKENS, number)), HIDDEN, TOPK)
     return state
 
 

@@ -12,12 +12,23 @@ from moeloom.runtime.stream import Stream
 from .activation import gated
 from .decode_gate_up import store_gated
 from .decode_params import x_argument
-from .decode_stream import thread_numbers
+from .decode_stream import thread_numbers, threads_layout
 from .dependents import follow
-from .prefill_chunk import sums_of, tokens_layout, wait_for_products
+from .prefill_chunk import sums_of, wait_for_products
 from .prefill_order import block_at, length_of, lengths
 from .prefill_params import prefill_arguments, prefill_constants
-from .prefill_stream import begin, first_unit, multiply_unit, own_part, part_of, units_a_part
+from .prefill_stream import (
+    begin,
+    fill_ring,
+    first_unit,
+    multiply_unit,
+    of_part,
+    own_part,
+    part_of,
+    part_start,
+    parts,
+    units_a_part,
+)
 from .product_params import absent, activation_constants
 from .template import Params, Template
 
@@ -43,6 +54,7 @@ def prefill_gate_up_kernel(
     CHUNKS: gl.constexpr,
     STREAM_WARPS: gl.constexpr,
     RING: gl.constexpr,
+    SHORT_RING: gl.constexpr,
     STEP: gl.constexpr,
     STEPS: gl.constexpr,
     AHEAD: gl.constexpr,
@@ -60,14 +72,15 @@ def prefill_gate_up_kernel(
         return
     state, ends, order, x_shared, alive = begin(
         x, x_stride, sorted_ids, expert_ids, weight, blocks, BLOCK, HIDDEN, TILES, RECORDS, CHUNKS, STREAM_WARPS, RING,
-        STEP, STEPS, AHEAD, PROGRAMS, 1, TOPK, ORDERED,
+        SHORT_RING, STEP, STEPS, AHEAD, PROGRAMS, 1, TOPK, ORDERED,
     )  # fmt: skip
     for number in gl.static_range(lengths(BLOCK, ORDERED)):
+        fill_ring(state, number, BLOCK, STREAM_WARPS, RING, SHORT_RING)
         for unit in range(first_unit(ends, number, UNITS, PROGRAMS), ends[number] * UNITS, PROGRAMS):
             state = _unit(
                 unit, blocks, state, order, x_shared, x, x_stride, sorted_ids, expert_ids, sorted_weights, weight, bias,
                 h, length_of(BLOCK, number), BLOCK, HIDDEN, INTERMEDIATE, TOPK, TILES, RECORDS, CHUNKS, STREAM_WARPS,
-                RING, STEP, STEPS, AHEAD, PROGRAMS, ACTIVATION, ALPHA, LIMIT, ORDERED,
+                RING, SHORT_RING, STEP, STEPS, AHEAD, PROGRAMS, ACTIVATION, ALPHA, LIMIT, ORDERED,
             )  # fmt: skip
     alive[0]._keep_alive()
     alive[1]._keep_alive()
@@ -98,6 +111,7 @@ def _unit(
     CHUNKS: gl.constexpr,
     STREAM_WARPS: gl.constexpr,
     RING: gl.constexpr,
+    SHORT_RING: gl.constexpr,
     STEP: gl.constexpr,
     STEPS: gl.constexpr,
     AHEAD: gl.constexpr,
@@ -111,28 +125,39 @@ def _unit(
     UNITS: gl.constexpr = units_a_part(TILES, STREAM_WARPS, gl.num_warps())
     state = multiply_unit(
         unit, blocks, state, order, x_shared, x, x_stride, sorted_ids, expert_ids, weight, TOKENS, BLOCK, HIDDEN, TILES,
-        RECORDS, CHUNKS, STREAM_WARPS, RING, STEP, STEPS, AHEAD, PROGRAMS, 1, TOPK, ORDERED,
+        RECORDS, CHUNKS, STREAM_WARPS, RING, SHORT_RING, STEP, STEPS, AHEAD, PROGRAMS, 1, TOPK, ORDERED,
     )  # fmt: skip
     block, expert = block_at(order, expert_ids, unit // UNITS, blocks, ORDERED)
-    PART: gl.constexpr = part_of(TOKENS)
-    thread = thread_numbers(gl.SliceLayout(1, tokens_layout(gl.num_warps(), PART)))
+    thread = thread_numbers(threads_layout(gl.num_warps()))
     output = (unit % UNITS * gl.num_warps() + thread // 32) * 8 + thread % 32 // 4
     present = output < INTERMEDIATE
     if bias is not None:
         biases = bias + expert.to(gl.int64) * (2 * INTERMEDIATE) + output
         gate_bias = gl.load(biases, mask=present, other=0.0)
         up_bias = gl.load(biases + INTERMEDIATE, mask=present, other=0.0)
-    for first_token in gl.static_range(0, TOKENS, PART):
+    for number in gl.static_range(parts(TOKENS)):
         # Asked for at once: a store would hold back every load behind it.
-        entries, shares = own_part(sorted_ids, sorted_weights, block * BLOCK + first_token, PART)
-        if first_token == 0:
+        entries, shares = own_part(
+            sorted_ids, sorted_weights, block * BLOCK + part_start(TOKENS, number), part_of(TOKENS, number)
+        )
+        if number == 0:
             wait_for_products()  # no sooner: until then there is time for these loads
-        gate, up = sums_of(first_token, PART)
+        gate, up = sums_of(part_start(TOKENS, number), part_of(TOKENS, number))
         if sorted_weights is not None:
             gate, up = gate * shares, up * shares
         if bias is not None:
-            gate, up = gate + gate_bias[:, None], up + up_bias[:, None]
-        store_gated(h, gated(gate, up, ACTIVATION, ALPHA, LIMIT), entries, output[:, None], INTERMEDIATE, TOPK)
+            gate, up = (
+                gate + of_part(gate_bias, part_of(TOKENS, number)),
+                up + of_part(up_bias, part_of(TOKENS, number)),
+            )
+        store_gated(
+            h,
+            gated(gate, up, ACTIVATION, ALPHA, LIMIT),
+            entries,
+            of_part(output, part_of(TOKENS, number)),
+            INTERMEDIATE,
+            TOPK,
+        )
     return state
 
 

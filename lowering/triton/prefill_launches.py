@@ -23,10 +23,10 @@ from moeloom.lowering.triton.decode_launches import BYTES_A_VALUE, QUANTISE, par
 from moeloom.lowering.triton.quant_launches import fake_quant
 from moeloom.runtime.stream import SWIZZLE_BYTES
 
-TOKENS_A_WARP = 4
-"""Of which a warp copies a piece each at once: `prefill_x.room`, without Triton."""
-BYTES_A_BLOCK, BYTES_A_ROW = 8, 4
+BYTES_A_BLOCK, BYTES_A_ROW = 4, 4
 """Of the order of the sort blocks, and of the table of a block's rows."""
+MOST_EXPERTS_IN_ORDER = 1023
+"""`prefill_order._MOST`, without Triton."""
 
 
 def prefill_gate_up(lower: FunctionLowering, op: moe.GateUpOp) -> list[ir.Value]:
@@ -54,8 +54,7 @@ def _prefill(
     assert architecture is not None
     tile = lower.target.tile(f"prefill_{product}", block=op.block.value)
     by_registers = programs_by_registers(architecture, tile["maxnreg"], tile["num_warps"])
-    room = -(-op.block.value // (TOKENS_A_WARP * tile["num_warps"])) * TOKENS_A_WARP * tile["num_warps"]
-    shared = BYTES_A_VALUE * tile["steps"] * tile["step"] * room + SWIZZLE_BYTES
+    shared = BYTES_A_VALUE * tile["steps"] * tile["step"] * op.block.value + SWIZZLE_BYTES
     shared += BYTES_A_BLOCK * tile["ordered"] + BYTES_A_ROW * op.block.value
     programs = architecture.processors * min(by_registers, architecture.resident(shared))
     params: Params = {
@@ -68,6 +67,8 @@ def _prefill(
         "programs": programs,
         **tile,
     }
+    if sort_of(op).experts > MOST_EXPERTS_IN_ORDER:
+        params["ordered"] = 0
     if QUANTISE in op.attributes:
         return fake_quant(lower, op, op.attributes[QUANTISE].value, stage), params
     if op.x_scales is None:

@@ -19,7 +19,7 @@ from moeloom.runtime.stream import CHUNK_BYTES, CHUNK_COLUMNS
 
 from .decode_x import PIECE_BYTES
 from .prefill_chunk import LOW, PIECES, STEP_BYTES, SUM, chunk_lines, chunks_pending
-from .prefill_x import room, step_bytes, tokens_a_pass
+from .prefill_x import step_bytes, tokens_a_pass
 
 RING, ROW = "moe_ring", "moe_row"
 """Registers: words of the ring, rows of x that a thread copies pieces of (-1: zeros). Declared once, as the sums."""
@@ -63,12 +63,12 @@ class _Loop:
 
     @property
     def step_bytes(self) -> int:
-        return step_bytes(self.block, self.step, self.warps)
+        return step_bytes(self.block, self.step)
 
     @property
     def chunk_bytes(self) -> int:
         """Of x, in a step."""
-        return step_bytes(self.block, CHUNK_COLUMNS, self.warps)
+        return step_bytes(self.block, CHUNK_COLUMNS)
 
     @property
     def a_pass(self) -> int:
@@ -77,7 +77,7 @@ class _Loop:
     @property
     def rows(self) -> int:
         """That a thread copies pieces of."""
-        return room(self.block, self.warps) // self.a_pass
+        return -(-self.block // self.a_pass)
 
     @property
     def padded(self) -> bool:
@@ -91,7 +91,7 @@ class _Loop:
         return "{\n\t" + "\n\t".join(self.lines) + "\n}"
 
     def begin(self) -> None:
-        self.add(".reg .b32 tid, piece, token, to, entry, column; .reg .b64 own, a; .reg .pred p, q;")
+        self.add(".reg .b32 tid, piece, token, to, entry, column; .reg .b64 own, a; .reg .pred p, q, inside;")
         for slot in range(self.ring):
             self._load(RING, slot, START, slot)
         self._find_pieces()
@@ -105,7 +105,7 @@ class _Loop:
         slots = 1 + self.chunks
         self.add(
             f".reg .b32 c<{4 * slots}>, scale<4>, tid, piece, token, to, entry, column, left, done, free, matrix;",
-            ".reg .b64 own, source, a, from, then, refill; .reg .pred p, q, last, put;",
+            ".reg .b64 own, source, a, from, then, refill; .reg .pred p, q, last, put, inside;",
             f"mov.b32 left, {self.records};",
             f"mov.b32 done, {BEFORE};",
             f"add.s64 from, {START}, {self.ring * self.apart};",
@@ -174,8 +174,7 @@ class _Loop:
         ]
 
     def _load(self, name: str, slot: int, base: str, number: int) -> None:
-        words = ", ".join(f"{name}{4 * slot + i}" for i in range(4))
-        self.add(f"ld.global.v4.b32 {{{words}}}, [{base} + {number * self.apart}];")
+        self.add(_load(name, slot, base, number * self.apart))
 
     def _find_pieces(self) -> None:
         """A thread's piece of its tokens: where it is in x (`own`), and in step 0 (`to`)."""
@@ -191,6 +190,8 @@ class _Loop:
             f"mad.lo.u32 to, token, {STEP_BYTES.value}, to;",
             f"add.u32 to, to, {PLACE};",
         )
+        if self.block % self.a_pass:
+            self.add(f"setp.lt.u32 inside, token, {self.block % self.a_pass};")
         self._first_column()
 
     def _first_column(self, where: str = "") -> None:
@@ -222,14 +223,23 @@ class _Loop:
                 absent = ".or.s32 p, {}, 0, q;"
             for number in range(-(-tokens // self.a_pass)):
                 to = part * self.chunk_bytes + number * self.a_pass * STEP_BYTES.value
+                # A predicate, and no branch between products, which can make ptxas wait for each of them.
+                guard = "@inside " if (number + 1) * self.a_pass > self.block else ""
                 self.add(
                     "setp.lt" + absent.format(f"{ROW}{number}"),
                     f"mad.wide.u32 a, {ROW}{number}, {STRIDE}, {source};",
-                    f"cp.async.cg.shared.global [{place} + {to}], [a + {part * STEP_BYTES.value}], 16, p;",
+                    f"{guard}cp.async.cg.shared.global [{place} + {to}], [a + {part * STEP_BYTES.value}], 16, p;",
                 )
         self.add("cp.async.commit_group;", f"add.s64 {source}, {source}, {self.step * VALUE_BYTES};")
         if self.padded:
             self.add(f"add.u32 column, column, {self.step};")
+
+
+@gluon.constexpr_function
+def _load(name, slot, base, offset):
+    """A lane's words of a slot."""
+    words = ", ".join(f"{name}{4 * slot + i}" for i in range(4))
+    return f"ld.global.v4.b32 {{{words}}}, [{base} + {offset}];"
 
 
 @gluon.constexpr_function
@@ -238,10 +248,10 @@ def _log(value):
 
 
 @gluon.constexpr_function
-def declarations(*sizes):
-    """PTX that declares the registers of all that follows, once in a kernel, before it."""
-    loop = _Loop(*sizes)
-    return f".reg .f32 {SUM}<{loop.block // 2}>; .reg .b32 {RING}<{4 * loop.ring}>, {ROW}<{loop.rows}>;"
+def declarations(block, ring, warps):
+    """PTX that declares the registers of all that follows, once in a kernel, before it. `ring`: the most there is."""
+    rows = -(-block // tokens_a_pass(warps))
+    return f".reg .f32 {SUM}<{block // 2}>; .reg .b32 {RING}<{4 * ring}>, {ROW}<{rows}>;"
 
 
 @gluon.constexpr_function
@@ -250,6 +260,13 @@ def begin_assembly(*sizes):
     loop = _Loop(*sizes)
     loop.begin()
     return loop.text()
+
+
+@gluon.constexpr_function
+def fill_assembly(first, end, stream_warps):
+    """PTX that asks for slots `first` to `end` of the ring; operand 0: where the unit's slots begin."""
+    apart = stream_warps * CHUNK_BYTES
+    return " ".join(_load(RING, slot, "$0", slot * apart) for slot in range(first, end))
 
 
 @gluon.constexpr_function

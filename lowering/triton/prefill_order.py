@@ -11,20 +11,24 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from .decode_stream import pushed, threads_layout
-from .shared_words import WORD, get_pair, put_words
+from .shared_words import get_word, put_words
 
-BLOCK_BYTES = gl.constexpr(8)
-"""Of a block in the order: its number and that of its expert."""
-_FIELD = gl.constexpr(16)
-"""Bits of a count: up to four lengths are counted in an i64."""
+BLOCK_BYTES = gl.constexpr(4)
+"""Of a block in the order: its number, and above it that of its expert."""
+_EXPERT = gl.constexpr(16)
+"""The expert's lowest bit."""
+_FIELD, _MOST = gl.constexpr(10), gl.constexpr(1023)
+"""Bits of a count, and the most that they hold. Up to six lengths are counted in an i64, that of whole blocks, the only
+one that an expert may have several blocks of, in its highest bits. Blocks of more experts than _MOST have no order."""
 
 
 @gluon.constexpr_function
 def lengths_of(block):
     """How many rows of a sort block of so many may be multiplied, the most first: the N of the instructions.
 
-    Each is a loop of its own, a second or two of compilation."""
-    return {64: (64, 32), 80: (80, 64, 48, 32), 128: (128, 64), 160: (160, 128, 96, 64)}.get(block, (block,))
+    Each is a loop of its own, up to two seconds of compilation.
+    """
+    return {64: (64, 32), 128: (128, 64), 144: (144, 112, 80, 64, 48, 32)}.get(block, (block,))
 
 
 @gluon.constexpr_function
@@ -48,13 +52,16 @@ def _counted(sorted_ids, blocks, start, BLOCK: gl.constexpr, TOPK: gl.constexpr,
     for number in gl.static_range(1, lengths(BLOCK, ORDERED)):
         entry = gl.load(sorted_ids + block * BLOCK + length_of(BLOCK, number), mask=exists, other=0)
         length += (entry.to(gl.uint32, bitcast=True) >> 24 == TOPK).to(gl.int32)
-    count = gl.where(exists, 1, 0).to(gl.int64) << (length * _FIELD).to(gl.int64)
+    count = gl.where(exists, 1, 0).to(gl.int64) << ((lengths(BLOCK, ORDERED) - 1 - length) * _FIELD).to(gl.int64)
     return block, exists, length, count
 
 
 @gluon.jit
-def _field(counts, number):
-    return (counts >> (number * _FIELD)).to(gl.int32) & ((1 << _FIELD) - 1)
+def _field(counts, number, LENGTHS: gl.constexpr):
+    """The count of length `number` of LENGTHS."""
+    number = gl.to_tensor(number)
+    count = (counts >> ((LENGTHS - 1 - number) * _FIELD).to(gl.int64)).to(gl.int32)
+    return gl.where(number > 0, count & _MOST, count)
 
 
 @gluon.jit
@@ -70,22 +77,23 @@ def order_blocks(order, sorted_ids, expert_ids, blocks, BLOCK: gl.constexpr, TOP
 
     A barrier must follow."""
     size: gl.constexpr = 32 * gl.num_warps()
+    LENGTHS: gl.constexpr = lengths(BLOCK, ORDERED)
     listed = gl.where(blocks <= ORDERED, blocks, 0)
     counts = listed.to(gl.int64) * 0
     for start in range(0, listed, size):
         counts += gl.sum(_counted(sorted_ids, listed, start, BLOCK, TOPK, ORDERED)[3], 0)
-    # Where the blocks of each length begin, then where its next one goes.
-    places = counts * 0
-    ends = (uniform(gl.where(blocks <= ORDERED, _field(counts, 0), blocks)),)
-    for number in gl.static_range(1, lengths(BLOCK, ORDERED)):
-        places |= ends[number - 1].to(gl.int64) << (number * _FIELD)
-        ends = pushed(ends, uniform(ends[number - 1] + _field(counts, number)))
+    ends = (uniform(gl.where(blocks <= ORDERED, _field(counts, 0, LENGTHS), blocks)),)
+    for number in gl.static_range(1, LENGTHS):
+        ends = pushed(ends, uniform(ends[number - 1] + _field(counts, number, LENGTHS)))
+    before = counts * 0
     for start in range(0, listed, size):
         block, exists, length, count = _counted(sorted_ids, listed, start, BLOCK, TOPK, ORDERED)
-        place = order + _field(places + gl.cumsum(count, 0) - count, length.to(gl.int64)) * BLOCK_BYTES
-        put_words(place, block, exists.to(gl.int32), 1)
-        put_words(place + WORD, gl.load(expert_ids + block, mask=exists, other=0), exists.to(gl.int32), 1)
-        places += gl.sum(count, 0)
+        rank = _field(before + gl.cumsum(count, 0) - count, length, LENGTHS)
+        for number in gl.static_range(1, LENGTHS):
+            rank = gl.where(length == number, ends[number - 1] + rank, rank)
+        expert = gl.load(expert_ids + block, mask=exists, other=0)
+        put_words(order + rank * BLOCK_BYTES, block | expert << _EXPERT, exists.to(gl.int32), 1)
+        before += gl.sum(count, 0)
     return ends
 
 
@@ -96,8 +104,8 @@ def block_at(order, expert_ids, rank, blocks, ORDERED: gl.constexpr):
     if ORDERED == 0:
         return block, gl.load(expert_ids + block)
     if blocks <= ORDERED:
-        block, expert = get_pair(order + block * BLOCK_BYTES)
-        block, expert = uniform(block), uniform(expert)
+        both = uniform(get_word(order + block * BLOCK_BYTES))
+        block, expert = both & ((1 << _EXPERT) - 1), both >> _EXPERT
     else:
         expert = gl.load(expert_ids + block)
     return block, expert

@@ -10,7 +10,7 @@ from moeloom.runtime.stream import CHUNK_COLUMNS, Stream
 from .product_params import product_arguments
 from .template import Params
 
-BLOCKS = (8, 16, 32, 64, 80, 128, 160)
+BLOCKS = (8, 16, 32, 64, 128, 144)
 """Rows of a sort block."""
 STEPS = (4, 8, 16)
 """Of x in shared memory: powers of two, and two more than are on their way."""
@@ -43,6 +43,7 @@ def prefill_constants(params: Params, stream: Stream) -> dict[str, Any]:
         "RECORDS": stream.records,
         "CHUNKS": stream.chunks,
         "RING": min(params["ring"], 1 + stream.chunks),
+        "SHORT_RING": min(params.get("short_ring", params["ring"]), 1 + stream.chunks),
         "STEP": chunks * CHUNK_COLUMNS,
         "AHEAD": min(params["steps"] - 2, stream.chunks // chunks),
     }

@@ -14,10 +14,20 @@ from triton.experimental.gluon import language as gl
 from .decode_stream import CHUNK_WORDS, thread_numbers, threads_layout, units_a_part
 from .decode_x import address_of
 from .prefill_chunk import STEP_COLUMNS, tokens_layout
-from .prefill_loop import BEGIN_CONSTRAINTS, UNIT_CONSTRAINTS, begin_assembly, declarations, unit_assembly
-from .prefill_order import BLOCK_BYTES, block_at, order_blocks
+from .prefill_loop import (
+    BEGIN_CONSTRAINTS,
+    UNIT_CONSTRAINTS,
+    begin_assembly,
+    declarations,
+    fill_assembly,
+    unit_assembly,
+)
+from .prefill_order import BLOCK_BYTES, block_at, length_of, order_blocks
 from .prefill_x import aligned, allocate_steps, row_of
 from .shared_words import WORD, put_words
+
+MOST_TOKENS_SHORT = 48
+"""Of a block, that count as few."""
 
 
 @gluon.constexpr_function
@@ -57,6 +67,7 @@ def begin(
     CHUNKS: gl.constexpr,
     STREAM_WARPS: gl.constexpr,
     RING: gl.constexpr,
+    SHORT_RING: gl.constexpr,
     STEP: gl.constexpr,
     STEPS: gl.constexpr,
     AHEAD: gl.constexpr,
@@ -68,7 +79,7 @@ def begin(
     """The state that a program's first unit goes on with (`multiply_unit`), where the blocks of each length end, their
     order, where x is, and what keeps shared memory alive."""
     UNITS: gl.constexpr = units_a_part(TILES, STREAM_WARPS, gl.num_warps())
-    gl.inline_asm(declarations(BLOCK, COLUMNS, RECORDS, CHUNKS, STREAM_WARPS, RING, STEP, STEPS, AHEAD, gl.num_warps()))
+    gl.inline_asm(declarations(BLOCK, max(RING, SHORT_RING), gl.num_warps()))
     # Before x, so that its address is a constant: the other way round ptxas spills between products.
     lists = gl.allocate_shared_memory(
         gl.int32, [lists_bytes(BLOCK, ORDERED) // 128, 32], gl.SwizzledSharedLayout(1, 1, 1, [0])
@@ -88,7 +99,18 @@ def begin(
     gl.barrier()
     address, x_address = start.to(gl.int64, bitcast=True), x.to(gl.int64, bitcast=True)
     gl.inline_asm(
-        begin_assembly(BLOCK, COLUMNS, RECORDS, CHUNKS, STREAM_WARPS, RING, STEP, STEPS, AHEAD, gl.num_warps()),
+        begin_assembly(
+            BLOCK,
+            COLUMNS,
+            RECORDS,
+            CHUNKS,
+            STREAM_WARPS,
+            ring_of(length_of(BLOCK, 0), RING, SHORT_RING),
+            STEP,
+            STEPS,
+            AHEAD,
+            gl.num_warps(),
+        ),
         BEGIN_CONSTRAINTS,
         [address, x_address, gl.to_tensor(x_stride * 2).to(gl.int32), x_shared, table],
     )
@@ -117,9 +139,65 @@ def first_unit(ends, NUMBER: gl.constexpr, UNITS: gl.constexpr, PROGRAMS: gl.con
 
 
 @gluon.constexpr_function
-def part_of(tokens):
-    """Tokens whose sums threads hold apart at a time when they store: more would fill registers."""
-    return next(part for part in (32, 16, 8) if tokens % part == 0)
+def ring_of(tokens, ring, short_ring):
+    """Chunks of weights that a warp has under way where so many tokens are multiplied: few have the registers for more,
+    and need them, as their products take less time."""
+    return short_ring if tokens <= MOST_TOKENS_SHORT else ring
+
+
+@gluon.jit
+def fill_ring(
+    state,
+    NUMBER: gl.constexpr,
+    BLOCK: gl.constexpr,
+    STREAM_WARPS: gl.constexpr,
+    RING: gl.constexpr,
+    SHORT_RING: gl.constexpr,
+):
+    """Ask for what blocks of length number NUMBER have in the ring, and those before had not."""
+    if NUMBER > 0:
+        had: gl.constexpr = ring_of(length_of(BLOCK, NUMBER - 1), RING, SHORT_RING)
+        wanted: gl.constexpr = ring_of(length_of(BLOCK, NUMBER), RING, SHORT_RING)
+        if wanted > had:
+            gl.inline_asm(fill_assembly(had, wanted, STREAM_WARPS), "l", [state[1].to(gl.int64, bitcast=True)])
+
+
+PARTS = (32, 16, 8)
+"""Tokens whose sums threads hold apart at a time when they store: more would fill registers."""
+
+
+@gluon.constexpr_function
+def _parts(tokens):
+    """(first token, tokens) of each part."""
+    found, first = [], 0
+    while first < tokens:
+        found.append((first, next(part for part in PARTS if first + part <= tokens)))
+        first = sum(found[-1])
+    return found
+
+
+@gluon.constexpr_function
+def parts(tokens):
+    """How many parts there are of so many tokens, a multiple of 8."""
+    return len(_parts(tokens))
+
+
+@gluon.constexpr_function
+def part_start(tokens, number):
+    """The first token of part `number`."""
+    return _parts(tokens)[number][0]
+
+
+@gluon.constexpr_function
+def part_of(tokens, number):
+    """How many tokens part `number` has."""
+    return _parts(tokens)[number][1]
+
+
+@gluon.jit
+def of_part(value, PART: gl.constexpr):
+    """[threads, 1] of a value of each thread, beside a part of so many tokens (`tokens_layout`)."""
+    return gl.convert_layout(value, gl.SliceLayout(1, tokens_layout(gl.num_warps(), PART)))[:, None]
 
 
 @gluon.jit
@@ -157,6 +235,7 @@ def multiply_unit(
     CHUNKS: gl.constexpr,
     STREAM_WARPS: gl.constexpr,
     RING: gl.constexpr,
+    SHORT_RING: gl.constexpr,
     STEP: gl.constexpr,
     STEPS: gl.constexpr,
     AHEAD: gl.constexpr,
@@ -185,7 +264,8 @@ def multiply_unit(
     x_address, stride = x.to(gl.int64, bitcast=True), gl.to_tensor(x_stride * 2).to(gl.int32)
     gl.inline_asm(
         unit_assembly(
-            BLOCK, COLUMNS, RECORDS, CHUNKS, STREAM_WARPS, RING, STEP, STEPS, AHEAD, gl.num_warps(), TOKENS
+            BLOCK, COLUMNS, RECORDS, CHUNKS, STREAM_WARPS, ring_of(TOKENS, RING, SHORT_RING), STEP, STEPS, AHEAD,
+            gl.num_warps(), TOKENS
         ),
         UNIT_CONSTRAINTS,
         [address, x_address, stride, x_shared, table, next_address, step, next_row],

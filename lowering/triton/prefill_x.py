@@ -1,6 +1,6 @@
 """x of a sort block in shared memory, as the prefill products read it: a ring of steps of a few columns.
 
-64 columns of a step are bf16 [`room` for tokens, 64], 128 bytes a token, as wgmma reads a K-major matrix of that
+64 columns of a step are bf16 [tokens, 64], 128 bytes a token, as wgmma reads a K-major matrix of that
 swizzle: the 16 bytes number p of token t lie at place p ^ (t % 8) of its row. A thread moves piece thread % 8 of some
 tokens.
 """
@@ -21,22 +21,15 @@ ALIGNMENT = gl.constexpr(SWIZZLE_BYTES)
 @gluon.jit
 def allocate_steps(BLOCK: gl.constexpr, STEP: gl.constexpr, STEPS: gl.constexpr):
     """Shared memory for STEPS steps, and for `aligned` to move them."""
-    words: gl.constexpr = STEPS * step_bytes(BLOCK, STEP, gl.num_warps()) // 4
+    words: gl.constexpr = STEPS * step_bytes(BLOCK, STEP) // 4
     shape: gl.constexpr = [words // 32 + ALIGNMENT // 128, 32]
     return gl.allocate_shared_memory(gl.int32, shape, gl.SwizzledSharedLayout(1, 1, 1, [0]))
 
 
 @gluon.constexpr_function
-def room(block, warps):
-    """Tokens that a step has room for: so many that all threads move as many pieces. A branch between products, for
-    those that would not, can make the assembler wait for each of them."""
-    return -(-block // tokens_a_pass(warps)) * tokens_a_pass(warps)
-
-
-@gluon.constexpr_function
-def step_bytes(block, step, warps):
+def step_bytes(block, step):
     """Of a step of `step` columns."""
-    return room(block, warps) * step * 2
+    return block * step * 2
 
 
 @gluon.jit

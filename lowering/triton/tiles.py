@@ -135,12 +135,10 @@ SM_90 = (
     _tile("router", rows=2, num_warps=4),
     _tile("expand", groups=4, num_warps=4),
     _tile("fake_quant", groups=32, num_warps=4),
-    # 16 warps an SM: with 64 and 80 rows all in one program, which then reads x half as often. Two programs of 128 and
-    # 160 rows have room for x in steps of 64 columns.
+    # 16 warps an SM: with 64 and 144 rows all in one program, which then reads x half as often.
     *_prefill(ring=3, step=192, num_warps=16, ordered=1024, when={"block": 64}),
     *_prefill(ring=2, step=64, num_warps=8, ordered=2048, when={"block": 128}),
-    *_prefill(ring=2, step=64, num_warps=8, ordered=2048, when={"block": 160}),
-    *_prefill(ring=4, step=192, num_warps=16, ordered=2048, when={"block": 80}),
+    *_prefill(ring=2, short_ring=4, step=192, num_warps=16, ordered=2048, when={"block": 144}),
     *_prefill(ring=5, step=192, num_warps=8, ordered=0),
     _tile("decode_gate_up", when={"block": 16}, ring=8, maxnreg=128),
     _tile("decode_gate_up", ring=6, maxnreg=128),

@@ -829,7 +829,7 @@ func.func @experts_num_tokens(
 // -----
 
 func.func @sort_tokens_block(%ids: tensor<?x2xi32>, %weights: tensor<?x2xf32>) {
-  // expected-error@below {{'moe.sort_tokens' block is 48; it must be 8 or 16 or 32 or 64 or 80 or 128 or 160}}
+  // expected-error@below {{'moe.sort_tokens' block is 48; it must be 8 or 16 or 32 or 64 or 128 or 144}}
   %0:4 = "moe.sort_tokens"(%ids, %weights) {experts = 4 : i64, block = 48 : i64, operandSegmentSizes = array<i32: 1, 1, 0, 0>}
       : (tensor<?x2xi32>, tensor<?x2xf32>) -> (tensor<?xi32>, tensor<?xf32>, tensor<?xi32>, tensor<2xi32>)
   return
@@ -1400,7 +1400,7 @@ func.func @gate_up_topk(
 func.func @gate_up_block(
     %x: tensor<?x64xbf16>, %sorted_ids: tensor<?xi32>, %expert_ids: tensor<?xi32>,
     %num_valid: tensor<2xi32>, %weight: tensor<4x128x64xf4E2M1FN>, %weight_scales: tensor<4x128x2xf8E8M0FNU>) {
-  // expected-error@below {{'moe.gate_up' block is 4; it must be 8 or 16 or 32 or 64 or 80 or 128 or 160}}
+  // expected-error@below {{'moe.gate_up' block is 4; it must be 8 or 16 or 32 or 64 or 128 or 144}}
   %0 = "moe.gate_up"(%x, %sorted_ids, %expert_ids, %num_valid, %weight, %weight_scales) {topk = 2 : i64, block = 4 : i64, activation = "silu", alpha = 1.0 : f32, limit = 0.0 : f32,
         gate_up_order = "concatenated", weight_order = "nk",
         operandSegmentSizes = array<i32: 1, 0, 1, 1, 1, 0, 1, 1, 0>}
@@ -1657,7 +1657,7 @@ func.func @gate_up_bias_element(
 func.func @down_block(
     %x: tensor<?x64xbf16>, %sorted_ids: tensor<?xi32>, %expert_ids: tensor<?xi32>,
     %num_valid: tensor<2xi32>, %weight: tensor<4x96x64xf4E2M1FN>, %weight_scales: tensor<4x96x2xf8E8M0FNU>) {
-  // expected-error@below {{'moe.down' block is 4; it must be 8 or 16 or 32 or 64 or 80 or 128 or 160}}
+  // expected-error@below {{'moe.down' block is 4; it must be 8 or 16 or 32 or 64 or 128 or 144}}
   %0 = "moe.down"(%x, %sorted_ids, %expert_ids, %num_valid, %weight, %weight_scales) {topk = 2 : i64, block = 4 : i64, weight_order = "nk",
         operandSegmentSizes = array<i32: 1, 0, 1, 1, 1, 0, 1, 1, 0>}
       : (tensor<?x64xbf16>, tensor<?xi32>, tensor<?xi32>, tensor<2xi32>, tensor<4x96x64xf4E2M1FN>,
@@ -1803,7 +1803,7 @@ func.func @one_stage_block(
     %num_valid: tensor<2xi32>, %sorted_weights: tensor<?xf32>, %gate_up: tensor<4x128x64xf4E2M1FN>,
     %gate_up_scales: tensor<4x128x2xf8E8M0FNU>, %down: tensor<4x64x64xf4E2M1FN>,
     %down_scales: tensor<4x64x2xf8E8M0FNU>) {
-  // expected-error@below {{'moe.experts_one_stage' block is 4; it must be 8 or 16 or 32 or 64 or 80 or 128 or 160}}
+  // expected-error@below {{'moe.experts_one_stage' block is 4; it must be 8 or 16 or 32 or 64 or 128 or 144}}
   %0 = "moe.experts_one_stage"(%x, %sorted_ids, %expert_ids, %num_valid, %sorted_weights, %gate_up, %gate_up_scales, %down, %down_scales) {topk = 2 : i64, block = 4 : i64, activation = "silu", alpha = 1.0 : f32, limit = 0.0 : f32,
         gate_up_order = "concatenated", weight_order = "nk", scale_mode = "none",
         routing_weight_stage = 2 : i64, operandSegmentSizes = array<i32: 1, 0, 1, 1, 1, 1, 1, 1, 0, 1, 1, 0>}

@@ -78,10 +78,10 @@ func.func @nameless_weight(%x: tensor<?x64xbf16>, %ids: tensor<?x2xi32>, %w: ten
 
 func.func @blocks_of_one_layout(%x: tensor<?x96xbf16>, %ids: tensor<?x2xi32>, %w: tensor<?x2xf32>, %w1: tensor<8x128x96xf4E2M1FN>,
     %s1: tensor<8x128x3xf8E8M0FNU>) -> tensor<?x64xbf16> {
-  %s, %sw, %e, %n = "moe.sort_tokens"(%ids, %w) {experts = 8 : i64, block = 160 : i64, operandSegmentSizes = array<i32: 1, 1, 0, 0>}
+  %s, %sw, %e, %n = "moe.sort_tokens"(%ids, %w) {experts = 8 : i64, block = 144 : i64, operandSegmentSizes = array<i32: 1, 1, 0, 0>}
     : (tensor<?x2xi32>, tensor<?x2xf32>) -> (tensor<?xi32>, tensor<?xf32>, tensor<?xi32>, tensor<2xi32>)
-  // expected-error@+1 {{sort blocks of 160 rows have no kernel for target cpu and weights n16k32; plan with block=16, 32, 64 or 128}}
-  %h = "moe.gate_up"(%x, %s, %e, %n, %w1, %s1) {topk = 2 : i64, block = 160 : i64, activation = "silu", alpha = 1.0 : f32, limit = 7.0 : f32,
+  // expected-error@+1 {{sort blocks of 144 rows have no kernel for target cpu and weights n16k32; plan with block=16, 32, 64 or 128}}
+  %h = "moe.gate_up"(%x, %s, %e, %n, %w1, %s1) {topk = 2 : i64, block = 144 : i64, activation = "silu", alpha = 1.0 : f32, limit = 7.0 : f32,
       gate_up_order = "concatenated", weight_order = "nk", operandSegmentSizes = array<i32: 1, 0, 1, 1, 1, 0, 1, 1, 0>}
     : (tensor<?x96xbf16>, tensor<?xi32>, tensor<?xi32>, tensor<2xi32>, tensor<8x128x96xf4E2M1FN>, tensor<8x128x3xf8E8M0FNU>) -> tensor<?x64xbf16>
   return %h : tensor<?x64xbf16>

@@ -73,7 +73,7 @@ def test_what_is_in_force():
         ),
         (GFX950, Setting("prologue", {}, {"tokens": 8}), "target gfx950 has no setting 'prologue'"),
         (SM_90, Setting("prefill_down", {"block": 64}, PREFILL | {"ordered": -1}), "ordered is -1; .* from 0"),
-        (SM_90, Setting("prefill", {}, {"block": 48}), "block is 48; it must be one of 8, 16, 32, 64, 80, 128, 160"),
+        (SM_90, Setting("prefill", {}, {"block": 48}), "block is 48; it must be one of 8, 16, 32, 64, 128, 144"),
     ],
 )
 def test_refusals_say_what_there_is(target, setting, says):

@@ -40,15 +40,15 @@ def test_products_of_many_rows_are_compiled_first(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(build, "make", lambda module, jobs, *_: asked.extend(jobs) or [tmp_path] * len(jobs))
     templates = [
-        ("sort_scatter", 160),
+        ("sort_scatter", 144),
         ("route_sort", 8),
         ("decode_down", 16),
-        ("prefill_gate_up", 80),
-        ("prefill_down", 160),
+        ("prefill_gate_up", 32),
+        ("prefill_down", 144),
     ]
     kernels = {name: {"template": name, "params": {"block": block}} for name, block in templates}
     build.compile_kernels(kernels, ARCHITECTURES["sm_90"], tmp_path, lambda *_: None)
-    assert [job.cost for job in asked] == [0, 1, 16, 80, 160]
+    assert [job.cost for job in asked] == [0, 1, 16, 32, 144]
 
 
 def write_gpt_oss(folder, **changes):

@@ -73,7 +73,8 @@ KERNELS: dict[str, tuple[str, dict[str, Any]]] = {
     "down of 128 rows, 2 records": ("prefill_down", DOWN | B128 | {"intermediate": 1088, "has_weights": False}),
     "down of 128 rows, more programs than units": ("prefill_down", DOWN | B128 | {"programs": 9}),
 }
-B160 = {"block": 160, "ring": 2, "step": 64}
+# The third pass of copies is 16 rows.
+B144 = {"block": 144, "ring": 2, "short_ring": 4, "num_warps": 16, "ordered": 32, "programs": 2}
 WHOLE: dict[str, tuple[str, dict[str, Any]]] = {
     "gate_up of 16 rows in order": ("prefill_gate_up", GATE_UP | {"block": 16, "hidden": 160, "ordered": 64}),
     "gate_up of 16 rows in order, 16 warps, 2 units a block": (
@@ -93,22 +94,10 @@ WHOLE: dict[str, tuple[str, dict[str, Any]]] = {
 ORDERED_64 = "gate_up of 64 rows in order"
 LENGTHS: dict[str, tuple[str, dict[str, Any]]] = {
     ORDERED_64: ("prefill_gate_up", GATE_UP | {"block": 64, "hidden": 160, "ordered": 64}),
-    "gate_up of 80 rows in order, 16 warps, 2 units a block": (
-        "prefill_gate_up",
-        GATE_UP | {"block": 80, "intermediate": 160, "ordered": 32, "num_warps": 16, "ring": 3, "programs": 2},
-    ),
-    "down of 80 rows in order, 3 records of 11 chunks": (
-        "prefill_down",
-        DOWN | {"block": 80, "intermediate": 2112, "ordered": 32, "programs": 2},
-    ),
-    "gate_up of 160 rows in order, 2 records": (
-        "prefill_gate_up",
-        GATE_UP | B160 | {"hidden": 1088, "ordered": 32, "programs": 2},
-    ),
-    "down of 160 rows in order, more programs than units": (
-        "prefill_down",
-        DOWN | B160 | {"ordered": 32, "programs": 40},
-    ),
+    "gate_up of 144 rows in order, 2 units a block": ("prefill_gate_up", GATE_UP | B144 | {"intermediate": 160}),
+    "gate_up of 144 rows in order, 2 records": ("prefill_gate_up", GATE_UP | B144 | {"hidden": 1088}),
+    "down of 144 rows in order, 3 records of 11 chunks": ("prefill_down", DOWN | B144 | {"intermediate": 2112}),
+    "down of 144 rows in order, more programs than units": ("prefill_down", DOWN | B144 | {"programs": 40}),
     "down of 128 rows, more blocks than are ordered": ("prefill_down", DOWN | B128 | {"ordered": 2}),
 }
 KERNELS |= WHOLE | LENGTHS

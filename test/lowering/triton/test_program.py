@@ -200,7 +200,7 @@ def test_each_plan_of_streams_has_its_products(
         assert rounded == ([*given] if activations == "mxfp4" and form == "prefill" else [])
         assert not {kernel["template"] for kernel in launched} & {"quant", "quant_sort", "sort_scales", "expand"}
         blocks.append(block)
-    assert blocks == [8, 16, 32, 80, 160]
+    assert blocks == [8, 16, 32, 144]
     prequantised = [name for name in exe.entries if name.endswith("experts_prequantised")]
     assert bool(prequantised) == (activations == "mxfp4")
     for name in prequantised:
