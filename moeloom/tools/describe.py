@@ -113,6 +113,7 @@ def _program(target: Target, program: Program, entries: Sequence[str], tokens: S
         {"tokens": m, "workspace_bytes": workspace_bytes(target, program, m), "steps": _steps(target, program.steps, m)}
         for m in tokens
     ]
+    launched = [launch.kernel for launch in switches.launches(program.steps)]
     return {
         "program": program.name,
         "entries": list(entries),
@@ -123,8 +124,14 @@ def _program(target: Target, program: Program, entries: Sequence[str], tokens: S
             {"choice": step.choice, "max_m": step.max_m, "reason": step.reason}
             for step in switches.alternatives(program.steps)
         ],
+        "rounding": [name for name in dict.fromkeys(launched) if _rounds(target.kernels[name])],
         "at": at,
     }
+
+
+def _rounds(kernel: Mapping[str, Any]) -> bool:
+    """Whether a kernel takes the place of a quantiser: it rounds x to MXFP4, and writes neither codes nor scales."""
+    return kernel["template"] == "fake_quant" or kernel["params"].get("quantise", "none") != "none"
 
 
 def workspace_bytes(target: Target, program: Program, m: int) -> int:

@@ -116,6 +116,9 @@ def _program(program: Mapping[str, Any]) -> Iterator[str]:
         yield "<h4>Switch points</h4>"
         rows = [[s["choice"], f"M = {s['max_m']}", s["reason"]] for s in program["switches"]]
         yield table(["between", "first up to", "reason"], rows)
+    if program["rounding"]:
+        names = escape(", ".join(program["rounding"]))
+        yield f"<p>Round x to MXFP4, so that no quantiser is launched: <code>{names}</code></p>"
     yield "<h4>Steps by number of tokens M</h4>"
     yield launches(program["at"])
 

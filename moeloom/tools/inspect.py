@@ -76,6 +76,9 @@ def _print_target(target: dict[str, Any]) -> None:
         click.echo(f"\n  {entries[0]}{more}\n    ({inputs}) -> {', '.join(program['outputs'])}")
         for switch in program["switches"]:
             click.echo(f"    switches above M = {switch['max_m']} ({switch['choice']}): {switch['reason']}")
+        if program["rounding"]:
+            names = ", ".join(program["rounding"])
+            click.echo(f"    round x to MXFP4, so that no quantiser is launched (--fusion fused keeps it): {names}")
         for at in program["at"]:
             steps = at["steps"]
             launches = sum("launch" in step for step in steps)

@@ -25,6 +25,7 @@ from moeloom.runtime.executable import Executable
 from moeloom.runtime.program import Alternatives, Step
 from moeloom.runtime.target import Target
 from moeloom.switches import forced
+from moeloom.tools.describe import describe
 
 TARGET = "sm_90"
 DTYPES = {
@@ -201,6 +202,11 @@ def test_each_plan_of_streams_has_its_products(
         assert not {kernel["template"] for kernel in launched} & {"quant", "quant_sort", "sort_scales", "expand"}
         blocks.append(block)
     assert blocks == [8, 16, 32, 144]
+    (target,) = describe(exe.manifest, (), TARGET)["targets"]
+    (described,) = [program for program in target["programs"] if entry.name in program["entries"]]
+    rounding = {kernels[name]["template"] for name in described["rounding"]}
+    products = {"decode_routed_gate_up", "decode_gate_up", "decode_down"}
+    assert rounding == (products | {"fake_quant"} if activations == "mxfp4" else set())
     prequantised = [name for name in exe.entries if name.endswith("experts_prequantised")]
     assert bool(prequantised) == (activations == "mxfp4")
     for name in prequantised:
