@@ -14,6 +14,8 @@ BLOCKS = (8, 16, 32, 64, 128, 144)
 """Rows of a sort block."""
 STEPS = (4, 8, 16)
 """Of x in shared memory: powers of two, and two more than are on their way."""
+MOST_ORDERED = 8191
+"""Whole blocks that `prefill_order.py` can count beside five shorter lengths."""
 WARP = 32
 
 
@@ -33,6 +35,11 @@ def prefill_constants(params: Params, stream: Stream) -> dict[str, Any]:
         raise CompileError(
             f"the prefill kernels take a thread a row or more, and {' or '.join(map(str, STEPS))} steps of x, not "
             f"{params['num_warps']} warps for {params['block']} rows and {params['steps']} steps"
+        )
+    if params["ordered"] > MOST_ORDERED:
+        raise CompileError(
+            f"the prefill kernels put up to {MOST_ORDERED} sort blocks in order, not {params['ordered']}: "
+            "set ordered lower"
         )
     names = ("hidden", "intermediate", "topk", "programs", "block", "stream_warps", "steps", "ordered")
     # Whole steps a record.

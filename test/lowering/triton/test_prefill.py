@@ -181,3 +181,11 @@ def test_refuses_what_it_cannot_do(template, changed, message):
     ) as refusal:
         TEMPLATES[template].constants(params)
     assert re.search(message, str(refusal.value)) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("template", ["prefill_gate_up", "prefill_down"])
+def test_refuses_to_order_more_than_it_can_count(template):
+    params = KERNELS[f"{template.removeprefix('prefill_')}_144"]["params"]
+    assert TEMPLATES[template].constants(params | {"ordered": 8191})["ORDERED"] == 8191
+    with pytest.raises(CompileError, match="up to 8191 sort blocks in order, not 8192: set ordered lower"):
+        TEMPLATES[template].constants(params | {"ordered": 8192})

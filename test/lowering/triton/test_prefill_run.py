@@ -75,6 +75,7 @@ KERNELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # The third pass of copies is 16 rows.
 B144 = {"block": 144, "ring": 2, "short_ring": 4, "num_warps": 16, "ordered": 32, "programs": 2}
+MORE_THAN_THREADS = "down of 8 rows in order"
 WHOLE: dict[str, tuple[str, dict[str, Any]]] = {
     "gate_up of 16 rows in order": ("prefill_gate_up", GATE_UP | {"block": 16, "hidden": 160, "ordered": 64}),
     "gate_up of 16 rows in order, 16 warps, 2 units a block": (
@@ -89,6 +90,7 @@ WHOLE: dict[str, tuple[str, dict[str, Any]]] = {
         "prefill_down",
         DOWN | {"block": 16, "ordered": 32, "programs": 40},
     ),
+    MORE_THAN_THREADS: ("prefill_down", DOWN | {"hidden": 64, "num_warps": 4, "ordered": 256}),
     "down, more blocks than are ordered": ("prefill_down", DOWN | {"block": 16, "ordered": 2}),
 }
 ORDERED_64 = "gate_up of 64 rows in order"
@@ -150,6 +152,14 @@ def test_blocks_in_order(assembly, name, rows):
     call = Call(template, params, TOKENS, ids=ids_of(rows, TOKENS))
     found = run(template, params, assembly[name].text, call, forwards, shared=assembly[name].shared)
     assert relative(found.double().sum(0), call.wanted()) < (3e-3 if call.stage == 1 else 1e-6)
+
+
+def test_more_blocks_than_threads_in_order(assembly):
+    """A thread counts and places several of them."""
+    template, params = KERNELS[MORE_THAN_THREADS]
+    call, code = Call(template, params, 560, ids=ids_of((560, 33, 500), 560)), assembly[MORE_THAN_THREADS]
+    found = run(template, params, code.text, call, forwards, shared=code.shared)
+    assert relative(found.double().sum(0), call.wanted()) < 1e-6
 
 
 ROWS = [(170, 33, 64), (1, 97, 129), (200, 3, 48), (65, 80, 160), (128, 32, 96)]
