@@ -67,6 +67,7 @@ SPACES: dict[str, Space] = {
         ),
         "expand": each(groups=(8, 16, 32), num_warps=(8,)),
         "fake_quant": each(groups=(64, 128), num_warps=(8,)),
+        "quant_sort_sm_90": each(num_warps=(2, 8)),
         # The ring is what a warp keeps in flight; fewer registers let more programs run on an SM.
         "decode_gate_up": each(ring=(3, 4, 5, 6, 7, 8, 10), **{CAP: (96, 128, 168)}),
         "decode_down": each(ring=(4, 5, 6, 7, 8, 10, 12), **{CAP: (96, 128, 168)}),

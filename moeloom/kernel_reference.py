@@ -311,7 +311,7 @@ TEMPLATES: dict[str, Callable[[Params, list[Any]], Any]] = {
     "sort_scatter": _sort_scatter,
     "quant": _quant,
     "sort_scales": _sort_scales,
-    "quant_sort": _quant_sort,
+    **dict.fromkeys(("quant_sort", "quant_sort_sm_90"), _quant_sort),
     "expand": _expand,
     "fake_quant": _fake_quant,
     "gate_up": _gate_up,

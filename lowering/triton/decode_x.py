@@ -168,7 +168,7 @@ def _steps_together(columns, step):
 
 
 @gluon.jit
-def _piece(rows, live, column, COLUMNS: gl.constexpr, layout: gl.constexpr, CACHE: gl.constexpr):
+def load_piece(rows, live, column, COLUMNS: gl.constexpr, layout: gl.constexpr, CACHE: gl.constexpr):
     """i16 [threads, 8]; zeros past COLUMNS, which are whole pieces: a multiple of 32."""
     places = column[:, None] + gl.arange(0, PIECE, gl.SliceLayout(0, layout))[None, :]
     inside = live & (column < COLUMNS)
@@ -195,9 +195,9 @@ def _gather_rows(
     together: gl.constexpr = _steps_together(PADDED, STEP)
     for start in range(0, PADDED, together * STEP):
         column = start + own_column
-        pieces = (_piece(rows, live, first + column, COLUMNS, layout, CACHE),)
+        pieces = (load_piece(rows, live, first + column, COLUMNS, layout, CACHE),)
         for number in gl.static_range(1, together):
-            pieces = pushed(pieces, _piece(rows, live, first + column + number * STEP, COLUMNS, layout, CACHE))
+            pieces = pushed(pieces, load_piece(rows, live, first + column + number * STEP, COLUMNS, layout, CACHE))
         for number in gl.static_range(together):
             there = place + (start + number * STEP) * COLUMN_BYTES
             if QUANTISE == "none":
@@ -220,7 +220,7 @@ def _put(place, column, PADDED: gl.constexpr, piece):
 
 
 @gluon.constexpr_function
-def _largest_assembly(apart):
+def largest_assembly(apart):
     """Of eight bf16 $1 to $8, and those of the three other lanes of the group, the largest magnitude's bits."""
     pairs = " ".join(f"mov.b32 v{i}, {{${1 + 2 * i}, ${2 + 2 * i}}}; and.b32 v{i}, v{i}, 0x7fff7fff;" for i in range(4))
     # As integers magnitudes order like the values, NaN above Inf.
@@ -273,7 +273,7 @@ def _quantising_assembly():
 @gluon.jit
 def _put_quantised(place, column, PADDED: gl.constexpr, piece, APART: gl.constexpr, MODE: gl.constexpr):
     """The values of eight elements' codes and scale, as `_gather_codes` has them."""
-    amax = gl.inline_asm(_largest_assembly(APART), "=r,h,h,h,h,h,h,h,h", [piece], place.type, is_pure=False)
+    amax = gl.inline_asm(largest_assembly(APART), "=r,h,h,h,h,h,h,h,h", [piece], place.type, is_pure=False)
     # A group with a NaN becomes NaN by its scale, whatever its codes.
     scale = e8m0_scale(amax << 16, MODE)
     reciprocal = gl.where(scale >= 254, 0x0040, (254 - scale) << 7)  # 2^(127-scale)

@@ -17,7 +17,7 @@ from moeloom.lowering.operands import (
     sort_of,
     sorted_shape,
 )
-from moeloom.lowering.triton.tiles import facts
+from moeloom.lowering.triton.tiles import facts, program_groups
 from moeloom.passes.base import PassError
 
 
@@ -66,10 +66,15 @@ def quant_sort(
         assert slot_rows is not None
         sort = sort_of(op)
         params: Params = {**fused_params(op), **placement(op), "block": sort.block, "early": early}
+        operands = [op.x, slot_rows, num_valid]
+        if lower.target.architecture.name == "sm_90" and params["x"] == "bf16":
+            params |= lower.target.tile("quant_sort_sm_90")
+            groups = rows * moe.scale_columns(params["columns"], op.layout.value)
+            tiles = sizes.ceildiv(groups, program_groups(params))
+            return lower.launch("quant_sort_sm_90", params, operands, fused_results(op), [tiles], strided=[0])
         params |= lower.target.tile("quant_sort", **facts("quant_sort", params))
         shares = -(-op.topk.value // params["slots"]) if op.stage.value == 1 else 1
         tiles = sizes.ceildiv(rows, params["rows"]) * (shares * column_tiles(op, params))
-        operands = [op.x, slot_rows, num_valid]
         return lower.launch("quant_sort", params, operands, fused_results(op), [tiles], strided=[0])
 
     def split() -> list[ir.Value]:

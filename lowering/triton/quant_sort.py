@@ -20,7 +20,7 @@ from .scales import BLOCK_COLUMNS, BLOCK_ROWS, sort_constants, sorted_offset
 from .sort_tokens import LAST
 from .template import POINTERS, Params, Template
 
-_ROWS = tl.constexpr(8)
+RUN = tl.constexpr(8)
 """Sorted rows written at a time, the first a multiple of it."""
 
 
@@ -45,7 +45,7 @@ def _store_rows(
     LAYOUT: tl.constexpr,
 ):
     """`scales` u8 [R, GROUPS] at sorted `rows` u32 [R, S] and groups `group`.. of WIDTH, zeros behind them up to `ends`
-    (where that is the row, nothing): `steps` of _ROWS rows at most.
+    (where that is the row, nothing): `steps` of RUN rows at most.
 
     In the tiled layout lanes go along pairs of groups that are four apart, then along the rows: half a sector for eight
     rows in one store.
@@ -61,14 +61,23 @@ def _store_rows(
     scales = scales[:, :, None, None, :]
     columns = columns[:, None, None, None, :]
     rows, ends = rows[None, :, :, None, None], ends[None, :, :, None, None]
-    number = tl.arange(0, _ROWS)[None, None, None, :, None].to(tl.uint32)
+    number = tl.arange(0, RUN)[None, None, None, :, None].to(tl.uint32)
     apart: tl.constexpr = WIDTH if LAYOUT == "row_major" else 4
     for step in range(0, steps):
-        first = rows // _ROWS * _ROWS + step * _ROWS
+        first = rows // RUN * RUN + step * RUN
         places = sorted_offset(first, columns, WIDTH, LAYOUT) + number * apart
         own = first + number
         mask = (own >= rows) & (own < ends) & (columns < WIDTH)
         tl.store(sorted_scales + places, tl.where(own == rows, scales, 0), mask=mask)
+
+
+@triton.jit
+def sorted_run(said, BLOCK: tl.constexpr):
+    """Of slots (what slot_rows says of them) the sorted rows u32 and where the zeros behind them end, no row of those
+    that have none."""
+    to = said.to(tl.uint32, bitcast=True) % LAST
+    end = tl.where(said >= LAST, (to // BLOCK + 1) * BLOCK, to + 1)
+    return to, tl.where(said >= 0, end, to)
 
 
 @triton.jit
@@ -84,12 +93,10 @@ def store_slots(
 ):
     """`scales` u8 [R, GROUPS] of groups `group`.. to the places that slot_rows says of their slots (i32 [R, S]), and
     zeros behind those that are their expert's last."""
-    to = said.to(tl.uint32, bitcast=True) % LAST
-    end = tl.where(said >= LAST, (to // BLOCK + 1) * BLOCK, to + 1)
-    end = tl.where(said >= 0, end, to)
+    to, end = sorted_run(said, BLOCK)
     steps = 1
-    if _ROWS // BLOCK * BLOCK != _ROWS:  # else a block lies within so many rows
-        steps = tl.max(tl.max(((end + _ROWS - 1) // _ROWS - to // _ROWS).to(tl.int32), 1), 0)
+    if RUN // BLOCK * BLOCK != RUN:  # else a block lies within so many rows
+        steps = tl.max(tl.max(((end + RUN - 1) // RUN - to // RUN).to(tl.int32), 1), 0)
     _store_rows(sorted_scales, scales, to, end, steps, group, GROUPS, WIDTH, LAYOUT)
 
 
@@ -100,7 +107,7 @@ def pad_layout(
     """Zeros from the last block in use on up to a multiple of 32 rows, those of the layout's blocks."""
     if BLOCK // BLOCK_ROWS * BLOCK_ROWS != BLOCK:
         end = (used + BLOCK_ROWS - 1) // BLOCK_ROWS * BLOCK_ROWS
-        steps = ((end - used // _ROWS * _ROWS) // _ROWS).to(tl.int32)
+        steps = ((end - used // RUN * RUN) // RUN).to(tl.int32)
         rows, ends = tl.full([1, 1], used, tl.uint32), tl.full([1, 1], end, tl.uint32)
         scales = tl.zeros([1, GROUPS], tl.uint8)
         _store_rows(sorted_scales, scales, rows, ends, steps, group, GROUPS, WIDTH, LAYOUT)
@@ -161,7 +168,7 @@ def quant_sort_kernel(
         pad_layout(sorted_scales, used.to(tl.uint32), group, BLOCK, GROUPS, WIDTH, LAYOUT)
 
 
-def _arguments(params: Params) -> list[tuple[str, str]]:
+def quant_sort_arguments(params: Params) -> list[tuple[str, str]]:
     return [
         ("x", POINTERS[params["x"]]),
         ("x_stride", "i64"),
@@ -183,6 +190,6 @@ def _constants(params: Params) -> dict[str, Any]:
     }
 
 
-QUANT_SORT = Template(quant_sort_kernel, _arguments, _constants)
+QUANT_SORT = Template(quant_sort_kernel, quant_sort_arguments, _constants)
 """Params: columns (H), x, scale_mode, stage, topk, block, layout, early (x is read before the wait), and of a program
 rows, groups and slots, powers of two."""

@@ -17,6 +17,7 @@ from .prefill_down import PREFILL_DOWN
 from .prefill_gate_up import PREFILL_GATE_UP
 from .quant import QUANT
 from .quant_sort import QUANT_SORT
+from .quant_sort_sm_90 import QUANT_SORT_SM_90
 from .route import ROUTE
 from .route_sort import ROUTE_SORT
 from .router import ROUTER
@@ -36,6 +37,7 @@ TEMPLATES: dict[str, Template] = {
     "quant": QUANT,
     "sort_scales": SORT_SCALES,
     "quant_sort": QUANT_SORT,
+    "quant_sort_sm_90": QUANT_SORT_SM_90,
     "sort_quant": SORT_QUANT,
     "gate_up": GATE_UP,
     "down": DOWN,

@@ -12,12 +12,14 @@ FACTS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("prefill_gate_up", "prefill_down"), ("block",)),
     **dict.fromkeys(("decode_mfma_gate_up", "decode_mfma_down"), ("quantised",)),
     **dict.fromkeys(("route", "route_sort", "sort_tokens", "sort_quant", "sort_count", "sort_scan"), ("experts",)),
-    **dict.fromkeys(("router", "quant", "sort_scales", "expand", "fake_quant", "combine"), ()),
+    **dict.fromkeys(("router", "quant", "sort_scales", "expand", "fake_quant", "combine", "quant_sort_sm_90"), ()),
     "quant_sort": ("many_slots",),
 }
 """What a tile may depend on, by template: rows of a sort block, whether x comes as MXFP4, how many experts
 there are, whether a row of x is in more than FEW_SLOTS slots."""
 FEW_SLOTS = 4
+GROUP_LANES = 4
+"""Lanes that share a group in quant_sort_sm_90."""
 
 
 def facts(template: str, params: Mapping[str, Any]) -> dict[str, int | bool]:
@@ -29,6 +31,11 @@ def facts(template: str, params: Mapping[str, Any]) -> dict[str, int | bool]:
         "many_slots": params.get("stage") == 1 and params["topk"] > FEW_SLOTS,
     }
     return {name: known[name] for name in FACTS[template]}
+
+
+def program_groups(params: Mapping[str, Any]) -> int:
+    """How many of the groups of all rows a program of quant_sort_sm_90 takes."""
+    return params["num_warps"] * (32 // GROUP_LANES)
 
 
 @dataclass(frozen=True)
@@ -135,6 +142,7 @@ SM_90 = (
     _tile("router", rows=2, num_warps=4),
     _tile("expand", groups=4, num_warps=4),
     _tile("fake_quant", groups=32, num_warps=4),
+    _tile("quant_sort_sm_90", num_warps=4),
     # 16 warps an SM: with 64 and 144 rows all in one program, which then reads x half as often.
     *_prefill(ring=3, step=192, num_warps=16, ordered=1024, when={"block": 64}),
     *_prefill(ring=2, step=64, num_warps=8, ordered=2048, when={"block": 128}),

@@ -3,7 +3,8 @@
 // RUN: moeloom-opt -p "moe-lower-to-kernels{target=sm_80 fusion=fused}" --split-input-file %s | filecheck --check-prefix=ALONE %s
 
 // Behind the token sort a quantiser reads what the caller gives before it waits for the sort; launches must overlap for that.
-// CHECK: early = true, {{.*}}sym_name = "quant_sort_0"
+// CHECK: affine_map<(d0) -> ((d0 * 8) ceildiv 32)>
+// CHECK: early = true, {{.*}}sym_name = "quant_sort_sm_90_0"
 // SPLIT: early = true, {{.*}}sym_name = "quant_0"
 // ALONE: early = false, {{.*}}sym_name = "quant_sort_0"
 func.func @caller(%x: tensor<?x96xbf16>, %ids: tensor<?x4xi32>, %w: tensor<?x4xf32>) -> (tensor<?x96xf4E2M1FN>, tensor<?x8xf8E8M0FNU>) {
@@ -16,8 +17,20 @@ func.func @caller(%x: tensor<?x96xbf16>, %ids: tensor<?x4xi32>, %w: tensor<?x4xf
 
 // -----
 
+// Of f16 it is the kernel of every target.
+// CHECK: early = true, {{.*}}sym_name = "quant_sort_0", template = "quant_sort"
+func.func @half(%x: tensor<?x96xf16>, %ids: tensor<?x4xi32>, %w: tensor<?x4xf32>) -> (tensor<?x96xf4E2M1FN>, tensor<?x8xf8E8M0FNU>) {
+  %s, %sw, %e, %n = "moe.sort_tokens"(%ids, %w) {experts = 8 : i64, block = 32 : i64, operandSegmentSizes = array<i32: 1, 1, 0, 0>}
+    : (tensor<?x4xi32>, tensor<?x4xf32>) -> (tensor<?xi32>, tensor<?xf32>, tensor<?xi32>, tensor<2xi32>)
+  %q, %ss = "moe.quant_sort"(%x, %s, %n) {kind = "per_1x32", scale_mode = "even", stage = 1 : i64, topk = 4 : i64, layout = "tiled_32x8"}
+    : (tensor<?x96xf16>, tensor<?xi32>, tensor<2xi32>) -> (tensor<?x96xf4E2M1FN>, tensor<?x8xf8E8M0FNU>)
+  return %q, %ss : tensor<?x96xf4E2M1FN>, tensor<?x8xf8E8M0FNU>
+}
+
+// -----
+
 // What ATen has just computed is not there before the wait.
-// CHECK: early = false, {{.*}}sym_name = "quant_sort_0"
+// CHECK: early = false, {{.*}}sym_name = "quant_sort_sm_90_0"
 // SPLIT: early = false, {{.*}}sym_name = "quant_0"
 func.func @computed(%h: tensor<?x96xbf16>, %ids: tensor<?x4xi32>, %w: tensor<?x4xf32>) -> (tensor<?x96xf4E2M1FN>, tensor<?x8xf8E8M0FNU>) {
   %s, %sw, %e, %n = "moe.sort_tokens"(%ids, %w) {experts = 8 : i64, block = 32 : i64, operandSegmentSizes = array<i32: 1, 1, 0, 0>}

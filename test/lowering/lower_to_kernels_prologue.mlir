@@ -88,7 +88,7 @@ func.func @stays_apart_from_other_weights(%l: tensor<?x8xbf16>, %v: tensor<?x2xf
 // CHECK-LABEL: func.func @joins_where_only_few_tokens_fuse
 // CHECK:         [[BOTH:%.*]]:9 = "kernel.alternatives"
 // CHECK-NEXT:      [[SORT:%.*]]:7 = {{.*}}kernel = @route_sort_0, moe.op = "moe.route"
-// CHECK-NEXT:      "kernel.launch"({{%[^,]*}}, %arg0, [[SORT]]#6, [[SORT]]#5) {{.*}}kernel = @quant_sort_0, {{.*}}moe.op = "moe.quant_sort"
+// CHECK-NEXT:      "kernel.launch"({{%[^,]*}}, %arg0, [[SORT]]#6, [[SORT]]#5) {{.*}}kernel = @quant_sort_sm_90_0, {{.*}}moe.op = "moe.quant_sort"
 // CHECK:         }, {
 // CHECK:           kernel = @route_0, moe.op = "moe.route"
 // CHECK:           kernel = @sort_tokens_0, moe.op = "moe.sort_tokens"

@@ -5,9 +5,9 @@
 // CHECK-LABEL: func.func @joins
 // CHECK:         [[BOTH:%.*]]:6 = "kernel.alternatives"
 // CHECK-NEXT:      {{%.*}}:6 = "kernel.launch"({{%[^,]*}}, %arg1, %arg2, %arg3, %arg0) {{.*}}kernel = @sort_quant_0, moe.layout = "row_major", moe.op = "moe.quant_sort", moe.sort = array<i64: 8, 12, 8>
-// CHECK-NOT:     quant_sort_0
+// CHECK-NOT:     @quant_sort
 // CHECK:         kernel = @sort_tokens_0, moe.op = "moe.sort_tokens"
-// CHECK-NOT:     quant_sort_0
+// CHECK-NOT:     @quant_sort
 // CHECK:         kernel = @quant_0, moe.op = "moe.quant_sort"
 // CHECK:         kernel = @sort_scales_0
 // CHECK:         choice = "fusion", max_m = 64 {{.*}}reason = "stage 1: fused quant + scale sort in the token sort's launch up to 64 tokens on sm_90"
@@ -29,7 +29,7 @@ func.func @joins(%x: tensor<?x96xbf16>, %ids: tensor<?x8xi32>, %w: tensor<?x8xf3
 // CHECK-NEXT:      kernel = @sort_quant_0
 // CHECK:           kernel = @sort_scatter_0
 // CHECK:         choice = "fusion", max_m = 256
-// CHECK:         "kernel.launch"({{%[^,]*}}, %arg3, [[BOTH]]#4, [[BOTH]]#3) {{.*}}kernel = @quant_sort_0
+// CHECK:         "kernel.launch"({{%[^,]*}}, %arg3, [[BOTH]]#4, [[BOTH]]#3) {{.*}}kernel = @quant_sort_sm_90_0
 func.func @stage_2_does_not(%x: tensor<?x96xbf16>, %ids: tensor<?x2xi32>, %w: tensor<?x2xf32>, %h: tensor<?x64xbf16>)
     -> (tensor<?x96xf4E2M1FN>, tensor<?x8xf8E8M0FNU>, tensor<?x64xf4E2M1FN>, tensor<?x8xf8E8M0FNU>) {
   %s, %sw, %e, %n = "moe.sort_tokens"(%ids, %w) {experts = 8 : i64, block = 16 : i64, operandSegmentSizes = array<i32: 1, 1, 0, 0>}
@@ -47,7 +47,7 @@ func.func @stage_2_does_not(%x: tensor<?x96xbf16>, %ids: tensor<?x2xi32>, %w: te
 // CHECK-LABEL: func.func @computed_behind
 // CHECK-NOT:     sort_quant
 // CHECK:         kernel = @sort_tokens_0
-// CHECK:         kernel = @quant_sort_0
+// CHECK:         kernel = @quant_sort_sm_90_0
 func.func @computed_behind(%h: tensor<?x96xbf16>, %ids: tensor<?x4xi32>, %w: tensor<?x4xf32>) -> (tensor<?x96xf4E2M1FN>, tensor<?x8xf8E8M0FNU>) {
   %s, %sw, %e, %n = "moe.sort_tokens"(%ids, %w) {experts = 8 : i64, block = 32 : i64, operandSegmentSizes = array<i32: 1, 1, 0, 0>}
     : (tensor<?x4xi32>, tensor<?x4xf32>) -> (tensor<?xi32>, tensor<?xf32>, tensor<?xi32>, tensor<2xi32>)
@@ -64,7 +64,7 @@ func.func @computed_behind(%h: tensor<?x96xbf16>, %ids: tensor<?x4xi32>, %w: ten
 // What is computed before it is.
 // CHECK-LABEL: func.func @computed_before
 // CHECK:         kernel = @sort_quant_0
-// CHECK-NOT:     quant_sort_0
+// CHECK-NOT:     @quant_sort
 // CHECK:         return
 func.func @computed_before(%h: tensor<?x96xbf16>, %ids: tensor<?x4xi32>, %w: tensor<?x4xf32>) -> (tensor<?x96xf4E2M1FN>, tensor<?x8xf8E8M0FNU>) {
   %t = torch_c.from_builtin_tensor %h : tensor<?x96xbf16> -> !torch.vtensor<[?,96],bf16>
@@ -84,7 +84,7 @@ func.func @computed_before(%h: tensor<?x96xbf16>, %ids: tensor<?x4xi32>, %w: ten
 // CHECK-NOT:     sort_quant
 // CHECK:         kernel = @route_sort_0
 // CHECK:         torch.aten.relu
-// CHECK:         kernel = @quant_sort_0
+// CHECK:         kernel = @quant_sort_sm_90_0
 func.func @computed_between(%h: tensor<?x96xbf16>, %l: tensor<?x8xbf16>) -> (tensor<?x96xf4E2M1FN>, tensor<?x8xf8E8M0FNU>) {
   %w, %ids = "moe.route"(%l) {topk = 4 : i64, score = "softmax_after_topk", renormalise = false, scale = 1.0 : f32, groups = 1 : i64,
       top_groups = 1 : i64, operandSegmentSizes = array<i32: 1, 0, 0>} : (tensor<?x8xbf16>) -> (tensor<?x4xf32>, tensor<?x4xi32>)
@@ -104,7 +104,7 @@ func.func @computed_between(%h: tensor<?x96xbf16>, %l: tensor<?x8xbf16>) -> (ten
 // CHECK-LABEL: func.func @behind_the_routing
 // CHECK:         [[ALL:%.*]]:9 = "kernel.alternatives"
 // CHECK-NEXT:      kernel = @route_sort_0
-// CHECK-NEXT:      kernel = @quant_sort_0
+// CHECK-NEXT:      kernel = @quant_sort_sm_90_0
 // CHECK:         }, {
 // CHECK-NEXT:      [[ROUTE:%.*]]:2 = {{.*}}kernel = @route_0
 // CHECK-NEXT:      "kernel.alternatives"

@@ -1,19 +1,37 @@
 """Runs a Triton template on the CPU, by Triton's interpreter, and compiles templates of the tests' own."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 from torch import Tensor
+from triton.runtime import interpreter
 
 from moeloom.lowering.triton import build
 from moeloom.lowering.triton.templates import TEMPLATES
 
 # The machine of ptx/ is imported by name.
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def language_prepared_once() -> Iterator[None]:
+    """Triton's interpreter puts its own functions into the language anew at every call of a function in a kernel, half
+    of a test's time. Here once a module: what a call leaves in it stays there."""
+    prepared: set[str] = set()
+
+    def called(function: Any, *args: Any, **kwargs: Any) -> Any:
+        if function.fn.__module__ not in prepared:
+            prepared.add(function.fn.__module__)
+            interpreter._patch_lang(function.fn)
+        return function.rewrite()(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter.InterpretedFunction, "__call__", called)
+        yield
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from moeloom.lowering.triton import build
 from moeloom.lowering.triton.architecture import ARCHITECTURES
 from moeloom.lowering.triton.build import ASSEMBLY
 from moeloom.lowering.triton.templates import TEMPLATES
-from moeloom.lowering.triton.tiles import SM_90
+from moeloom.lowering.triton.tiles import SM_90, program_groups
 from moeloom.runtime import reference
 
 EXPERTS, TOPK, TOKENS, LIVE, BLOCK, COLUMNS = 5, 3, 13, 11, 8, 1088
@@ -46,6 +46,37 @@ KERNELS = {
     "combine with mask": ("combine", COMBINE | {"map": "mask"}),
     "combine with index": ("combine", COMBINE | {"map": "index"}),
     "fake_quant": ("fake_quant", QUANT),
+    **{
+        f"quant_sort_sm_90 {name}": ("quant_sort_sm_90", QUANT | PLACE | params)
+        for name, params in {
+            "1": {"stage": 1, "block": BLOCK, "early": False},
+            "2, early": {"stage": 2, "block": BLOCK, "early": True},
+            "2, blocks of 16, ceil": {"stage": 2, "block": 16, "early": False, "scale_mode": "ceil"},
+            "1, blocks of 144, early": {
+                "stage": 1,
+                "block": 144,
+                "early": True,
+                "pieces": 1,
+                "columns": 96,
+            },
+            "1, row_major, rceil": {
+                "stage": 1,
+                "block": BLOCK,
+                "early": False,
+                "layout": "row_major",
+                "scale_mode": "rceil",
+                "pieces": 3,
+            },
+            "2, row_major, blocks of 32, floor": {
+                "stage": 2,
+                "block": 32,
+                "early": True,
+                "layout": "row_major",
+                "scale_mode": "floor",
+                "num_warps": 1,
+            },
+        }.items()
+    },
     "expand 1": ("expand", PLACE | {"columns": COLUMNS, "stage": 1}),
     "expand 2": ("expand", PLACE | {"columns": COLUMNS, "stage": 2, "layout": "row_major"}),
 }
@@ -142,11 +173,11 @@ def test_token_sort(assembly, ids, name):
     assert torch.equal(slot_rows, slots(want, ids))
 
 
-def slots(lists: tuple[Tensor, ...], ids: Tensor) -> Tensor:
+def slots(lists: tuple[Tensor, ...], ids: Tensor, block: int = BLOCK) -> Tensor:
     """The sorted row of each slot, 2^30 more for the last one of an expert, -1 where it has none."""
     rows = reference.source_rows(lists[0], lists[3], 2, TOPK).tolist()
     out = torch.full((ids.numel(),), -1, dtype=torch.int32)
-    last = {int(lists[2][place // BLOCK]): row for place, row in enumerate(rows) if row >= 0}
+    last = {int(lists[2][place // block]): row for place, row in enumerate(rows) if row >= 0}
     for place, row in enumerate(rows):
         if row >= 0:
             out[row] = place + (row in last.values()) * 2**30
@@ -221,6 +252,29 @@ def test_fused_and_split_quantisers(assembly, ids, stage, early):
         assert torch.equal(sorted_scales, torch.where(defined, want, 0xFF))
     assert torch.equal(fused[0][payload], codes[payload])
     assert bool((fused[0][~payload] == 0xFF).all())
+
+
+@pytest.mark.parametrize("name", [name for name in KERNELS if name.startswith("quant_sort_sm_90")])
+def test_quant_sort_thread_by_thread(assembly, ids, name):
+    """Any bits in some rows of x, whose rows lie apart."""
+    params = TILES["quant_sort_sm_90"] | KERNELS[name][1]
+    stage, block, columns = params["stage"], params["block"], params["columns"]
+    lists = reference.sort_tokens(ids, torch.zeros(TOKENS, TOPK), EXPERTS, block, LIVE)
+    rows = TOKENS if stage == 1 else TOKENS * TOPK
+    torch.manual_seed(3)
+    x = torch.randint(1 << 16, (rows, columns + 8)).to(torch.int32).to(torch.uint16).view(torch.bfloat16)
+    x[::2] = torch.randn(len(x[::2]), columns + 8).bfloat16()
+    x[0, :32] = 0
+    codes, scales = reference.quantise(x[:, :columns].contiguous(), params["scale_mode"])
+    want = reference.sort_scales(scales, lists[0], lists[3], stage, TOPK, params["layout"])
+    payload = reference.defined_payload(lists[0], lists[3], stage, TOPK, rows)
+    assert bool((scales == 255).any()) and not bool(payload.all())
+    found = [poison(rows, columns // 2), poison(*want.shape)]
+    operands = {"x": x, "x_stride": columns + 8, "slot_rows": slots(lists, ids, block), "num_valid": lists[3]}
+    tiles = -(-rows * want.shape[1] // program_groups(params))
+    run(assembly[name], name, operands, found, TOKENS, tiles, {} if params["early"] else {"x": payload})
+    assert torch.equal(found[0], torch.where(payload[:, None], codes, 0xFF))
+    assert torch.equal(found[1], torch.where(reference.defined_scales(lists[3], want.shape), want, 0xFF))
 
 
 def test_fake_quant(assembly):

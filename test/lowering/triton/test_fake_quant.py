@@ -13,7 +13,7 @@ from moeloom.runtime import reference
 # Products of groups with a NaN or Inf under NumPy.
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered in multiply:RuntimeWarning")
 
-ROWS, COLUMNS, GROUPS, GUARD = 60, 5 * 32, 4, 64
+ROWS, COLUMNS, GROUPS, GUARD = 12, 29 * 32, 16, 64
 
 
 def any_bits(low: int, high: int) -> Tensor:

@@ -154,8 +154,8 @@ def _arithmetic(machine, parts, operands):
         return
     values = [machine.value(operand, kind) for operand in given]
     if "hi" in parts:
-        wide = DOUBLED[kind]
-        high = values[0].astype(wide) * values[1].astype(wide) >> np.array(8 * np.dtype(kind).itemsize, wide)
+        whole = [value.astype(DOUBLED.get(kind, object)) for value in values[:2]]  # of 64 bits Python's own
+        high = whole[0] * whole[1] >> np.array(8 * np.dtype(kind).itemsize, whole[0].dtype)
         machine.set(to, high.astype(kind) + (values[2] if name == "mad" else 0))
     elif name == "div":
         sign = np.sign(values[0].astype(np.int64)) * np.sign(values[1].astype(np.int64))
