@@ -59,15 +59,17 @@ def quant_sort(
     the list; `slot_rows` are there wherever the fused kernel may run."""
     rows = rows_of_stage(op.stage.value, op.topk.value)
     # Behind the token sort's launch, what the caller gives is old: that launch has waited for it.
-    assert lower.target.architecture is not None
-    early = isinstance(op.x.owner, ir.Block) and lower.target.architecture.overlaps
+    architecture = lower.target.architecture
+    assert architecture is not None
+    early = isinstance(op.x.owner, ir.Block) and architecture.overlaps
+    thread_by_thread = architecture.name == "sm_90" and element(op.x) == "bf16"
 
     def fused() -> list[ir.Value]:
         assert slot_rows is not None
         sort = sort_of(op)
         params: Params = {**fused_params(op), **placement(op), "block": sort.block, "early": early}
         operands = [op.x, slot_rows, num_valid]
-        if lower.target.architecture.name == "sm_90" and params["x"] == "bf16":
+        if thread_by_thread:
             params |= lower.target.tile("quant_sort_sm_90")
             groups = rows * moe.scale_columns(params["columns"], op.layout.value)
             tiles = sizes.ceildiv(groups, program_groups(params))

@@ -125,8 +125,8 @@ def quant_sort_sm_90_kernel(
     follow(TARGET)
     # All that the sort says is asked for at once.
     used = gl.load(num_valid).to(gl.uint32)
-    said = ()
-    for place in gl.static_range(places):
+    said = (gl.load(slot_rows + row * places, mask=there, other=-1),)
+    for place in gl.static_range(1, places):
         said = pushed(said, gl.load(slot_rows + row * places + place, mask=there, other=-1))
     live = said[0] >= 0
     for place in gl.static_range(1, places):
