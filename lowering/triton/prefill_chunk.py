@@ -58,7 +58,7 @@ def chunk_lines(chunk, words, scales, matrix, at, tokens):
     sums = tokens // 2
     lines = [
         "{ .reg .b32 a<4>, w<16>, m, s, q, f<4>, low; .reg .b64 d;",
-        f"wgmma.wait_group.sync.aligned {chunks_pending(tokens)};",
+        f"wgmma.wait_group.sync.aligned {chunks_pending(tokens)};" if chunk else "",
         # The four lanes of a row share its scales: four words of the chunk each.
         f"shfl.sync.idx.b32 q, {scales}{chunk % 4}, {chunk // 4}, 0x1c1f, 0xffffffff;",
     ]
@@ -87,12 +87,6 @@ def chunk_lines(chunk, words, scales, matrix, at, tokens):
     return [*lines, "}"]
 
 
-@gluon.jit
-def wait_for_products():
-    """Wait for all products."""
-    gl.inline_asm("wgmma.wait_group.sync.aligned 0;")
-
-
 @gluon.constexpr_function
 def tokens_layout(warps, tokens):
     """[threads, tokens / 4]: of each octet of tokens the two, 2c and 2c + 1, that lane 4r + c has sums of."""
@@ -102,7 +96,7 @@ def tokens_layout(warps, tokens):
 @gluon.jit
 def sums_of(FIRST: gl.constexpr, TOKENS: gl.constexpr):
     """f32 [threads, TOKENS / 4] each: the products with TOKENS from FIRST on (`tokens_layout`) of the weight rows r and
-    r + 8 of the warp's fragment, in lane 4r + c. All of them must be over (`wait_for_products`)."""
+    r + 8 of the warp's fragment, in lane 4r + c."""
     layout: gl.constexpr = tokens_layout(gl.num_warps(), TOKENS)
     kind: gl.constexpr = gl.distributed_type(gl.float32, [32 * gl.num_warps(), TOKENS // 4], layout)
     row, row_8 = gl.inline_asm(_moves(FIRST, TOKENS), _results(TOKENS), [], (kind, kind), is_pure=False)

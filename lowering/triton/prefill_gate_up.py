@@ -14,13 +14,11 @@ from .decode_gate_up import store_gated
 from .decode_params import x_argument
 from .decode_stream import thread_numbers, threads_layout
 from .dependents import follow
-from .prefill_chunk import sums_of, wait_for_products
-from .prefill_order import block_at, length_of, lengths
+from .prefill_chunk import sums_of
+from .prefill_order import block_at, rows_of_length, uniform
 from .prefill_params import prefill_arguments, prefill_constants
 from .prefill_stream import (
     begin,
-    fill_ring,
-    first_unit,
     multiply_unit,
     of_part,
     own_part,
@@ -67,21 +65,19 @@ def prefill_gate_up_kernel(
 ):
     follow(TARGET)
     UNITS: gl.constexpr = units_a_part(TILES, STREAM_WARPS, gl.num_warps())
-    first, blocks = gl.program_id(0), gl.load(num_valid) // BLOCK
+    first, blocks = gl.program_id(0), uniform(gl.load(num_valid) // BLOCK)
     if first >= blocks * UNITS:
         return
-    state, ends, order, x_shared, alive = begin(
+    order, x_shared, alive = begin(
         x, x_stride, sorted_ids, expert_ids, weight, blocks, BLOCK, HIDDEN, TILES, RECORDS, CHUNKS, STREAM_WARPS, RING,
         SHORT_RING, STEP, STEPS, AHEAD, PROGRAMS, 1, TOPK, ORDERED,
     )  # fmt: skip
-    for number in gl.static_range(lengths(BLOCK, ORDERED)):
-        fill_ring(state, number, BLOCK, STREAM_WARPS, RING, SHORT_RING)
-        for unit in range(first_unit(ends, number, UNITS, PROGRAMS), ends[number] * UNITS, PROGRAMS):
-            state = _unit(
-                unit, blocks, state, order, x_shared, x, x_stride, sorted_ids, expert_ids, sorted_weights, weight, bias,
-                h, length_of(BLOCK, number), BLOCK, HIDDEN, INTERMEDIATE, TOPK, TILES, RECORDS, CHUNKS, STREAM_WARPS,
-                RING, SHORT_RING, STEP, STEPS, AHEAD, PROGRAMS, ACTIVATION, ALPHA, LIMIT, ORDERED,
-            )  # fmt: skip
+    for unit in range(first, blocks * UNITS, PROGRAMS):
+        _unit(
+            unit, blocks, order, x_shared, x, x_stride, sorted_ids, expert_ids, sorted_weights, weight,
+            bias, h, BLOCK, HIDDEN, INTERMEDIATE, TOPK, TILES, RECORDS, CHUNKS, STREAM_WARPS, RING, SHORT_RING, STEP,
+            STEPS, AHEAD, PROGRAMS, ACTIVATION, ALPHA, LIMIT, ORDERED,
+        )  # fmt: skip
     alive[0]._keep_alive()
     alive[1]._keep_alive()
 
@@ -90,7 +86,6 @@ def prefill_gate_up_kernel(
 def _unit(
     unit,
     blocks,
-    state,
     order,
     x_shared,
     x,
@@ -101,7 +96,6 @@ def _unit(
     weight,
     bias,
     h,
-    TOKENS: gl.constexpr,
     BLOCK: gl.constexpr,
     HIDDEN: gl.constexpr,
     INTERMEDIATE: gl.constexpr,
@@ -121,13 +115,15 @@ def _unit(
     LIMIT: gl.constexpr,
     ORDERED: gl.constexpr,
 ):
-    """A unit of the first TOKENS of its block; `state` as in `multiply_unit`."""
+    """Multiply a unit, and store it."""
     UNITS: gl.constexpr = units_a_part(TILES, STREAM_WARPS, gl.num_warps())
-    state = multiply_unit(
-        unit, blocks, state, order, x_shared, x, x_stride, sorted_ids, expert_ids, weight, TOKENS, BLOCK, HIDDEN, TILES,
+    block, expert, length = block_at(order, expert_ids, unit // UNITS, blocks, ORDERED)
+    multiply_unit(
+        unit, blocks, length, order, x_shared, x, x_stride, sorted_ids, expert_ids, weight, BLOCK, HIDDEN, TILES,
         RECORDS, CHUNKS, STREAM_WARPS, RING, SHORT_RING, STEP, STEPS, AHEAD, PROGRAMS, 1, TOPK, ORDERED,
     )  # fmt: skip
-    block, expert = block_at(order, expert_ids, unit // UNITS, blocks, ORDERED)
+    block, expert, length = block_at(order, expert_ids, unit // UNITS, blocks, ORDERED)
+    tokens = rows_of_length(length, BLOCK, ORDERED)
     thread = thread_numbers(threads_layout(gl.num_warps()))
     output = (unit % UNITS * gl.num_warps() + thread // 32) * 8 + thread % 32 // 4
     present = output < INTERMEDIATE
@@ -135,30 +131,44 @@ def _unit(
         biases = bias + expert.to(gl.int64) * (2 * INTERMEDIATE) + output
         gate_bias = gl.load(biases, mask=present, other=0.0)
         up_bias = gl.load(biases + INTERMEDIATE, mask=present, other=0.0)
-    for number in gl.static_range(parts(TOKENS)):
-        # Asked for at once: a store would hold back every load behind it.
-        entries, shares = own_part(
-            sorted_ids, sorted_weights, block * BLOCK + part_start(TOKENS, number), part_of(TOKENS, number)
-        )
-        if number == 0:
-            wait_for_products()  # no sooner: until then there is time for these loads
-        gate, up = sums_of(part_start(TOKENS, number), part_of(TOKENS, number))
-        if sorted_weights is not None:
-            gate, up = gate * shares, up * shares
-        if bias is not None:
-            gate, up = (
-                gate + of_part(gate_bias, part_of(TOKENS, number)),
-                up + of_part(up_bias, part_of(TOKENS, number)),
-            )
-        store_gated(
-            h,
-            gated(gate, up, ACTIVATION, ALPHA, LIMIT),
-            entries,
-            of_part(output, part_of(TOKENS, number)),
-            INTERMEDIATE,
-            TOPK,
-        )
-    return state
+    else:
+        gate_bias, up_bias = None, None
+    for number in gl.static_range(parts(BLOCK)):
+        if tokens > part_start(BLOCK, number):
+            _store_part(
+                h, sorted_ids, sorted_weights, block, gate_bias, up_bias, output, part_start(BLOCK, number),
+                part_of(BLOCK, number), BLOCK, INTERMEDIATE, TOPK, ACTIVATION, ALPHA, LIMIT,
+            )  # fmt: skip
+
+
+@gluon.jit
+def _store_part(
+    h,
+    sorted_ids,
+    sorted_weights,
+    block,
+    gate_bias,
+    up_bias,
+    output,
+    FIRST: gl.constexpr,
+    PART: gl.constexpr,
+    BLOCK: gl.constexpr,
+    INTERMEDIATE: gl.constexpr,
+    TOPK: gl.constexpr,
+    ACTIVATION: gl.constexpr,
+    ALPHA: gl.constexpr,
+    LIMIT: gl.constexpr,
+):
+    """Rows FIRST.. of a block, PART of them; rows behind those that were multiplied have no token."""
+    # Asked for at once: a store would hold back every load behind it.
+    entries, shares = own_part(sorted_ids, sorted_weights, block * BLOCK + FIRST, PART)
+    gate, up = sums_of(FIRST, PART)
+    if sorted_weights is not None:
+        gate, up = gate * shares, up * shares
+    if gate_bias is not None:
+        gate, up = gate + of_part(gate_bias, PART), up + of_part(up_bias, PART)
+    values = gated(gate, up, ACTIVATION, ALPHA, LIMIT)
+    store_gated(h, values, entries, of_part(output, PART), INTERMEDIATE, TOPK)
 
 
 def arguments(params: Params) -> list[tuple[str, str]]:

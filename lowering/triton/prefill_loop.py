@@ -1,7 +1,9 @@
 """The loop of the prefill products on sm_90 over the columns of a unit, in PTX.
 
 It is one piece of assembly, and what it leaves for the next unit are registers of its own. So Triton, MLIR and LLVM
-have one operation a length of a block where there were a thousand, two thirds of their time with these kernels.
+have one operation where there were thousands, most of their time with these kernels. In it are as many loops as there
+are lengths of a block (`prefill_order.py`), of which a unit takes one. Each waits for its products: where they were
+under way behind the branches, ptxas would make every product wait for the one before.
 
 A lane's words of a unit are slots that lie evenly apart: of each record first the scales, then its chunks. The ring
 holds the next few of them. x goes through a ring of steps in shared memory, of a few chunks each; some of the next are
@@ -19,19 +21,24 @@ from moeloom.runtime.stream import CHUNK_BYTES, CHUNK_COLUMNS
 
 from .decode_x import PIECE_BYTES
 from .prefill_chunk import LOW, PIECES, STEP_BYTES, SUM, chunk_lines, chunks_pending
+from .prefill_order import length_of, lengths
 from .prefill_x import step_bytes, tokens_a_pass
 
-RING, ROW = "moe_ring", "moe_row"
-"""Registers: words of the ring, rows of x that a thread copies pieces of (-1: zeros). Declared once, as the sums."""
+RING, ROW, OWN_START, DONE, FEW = "moe_ring", "moe_row", "moe_start", "moe_done", "moe_few"
+"""Registers, declared once, as the sums: words of the ring, rows of x that a thread copies pieces of (-1: zeros); where
+the lane's slots of the unit begin; how many steps all units before have had; whether the ring has but what longer
+blocks have under way."""
 VALUE_BYTES = 2
 """Of x."""
-START, X, STRIDE, PLACE, TABLE, FOLLOWING, BEFORE, NEXT_ROW = (f"${number}" for number in range(8))
-"""Operands: where the lane's slots of the unit begin; x, and bytes from one of its rows to the next; in shared memory
-the first step, and the table of rows; where the lane's slots of the following unit begin; how many steps all units
-before have had; of the rows of the following unit the thread's."""
+MOST_TOKENS_SHORT = 48
+"""Of a block, that count as few."""
+START, X, STRIDE, PLACE, TABLE, NEXT_ROW, LENGTH = (f"${number}" for number in range(7))
+"""Operands: where the lane's slots of the first unit begin, or of the following one; x, and bytes from one of its rows
+to the next; in shared memory the first step, and the table of rows; of the rows of the following unit the thread's; the
+number of the block's length."""
 BEGIN_CONSTRAINTS = gl.constexpr("l,l,r,r,r")
 """Of those that `begin_assembly` takes, the first five."""
-UNIT_CONSTRAINTS = gl.constexpr("l,l,r,r,r,l,r,r")
+UNIT_CONSTRAINTS = gl.constexpr("l,l,r,r,r,r,r")
 
 
 @dataclass
@@ -88,12 +95,13 @@ class _Loop:
         self.lines += lines
 
     def text(self) -> str:
-        return "{\n\t" + "\n\t".join(self.lines) + "\n}"
+        return _scope(self.lines)
 
     def begin(self) -> None:
         self.add(".reg .b32 tid, piece, token, to, entry, column; .reg .b64 own, a; .reg .pred p, q, inside;")
+        self.add(f"mov.b64 {OWN_START}, {START};", f"mov.b32 {DONE}, 0;", f"setp.eq.u32 {FEW}, 0, 0;")
         for slot in range(self.ring):
-            self._load(RING, slot, START, slot)
+            self._load(RING, slot, OWN_START, slot)
         self._find_pieces()
         self.add(*(f"mov.b32 {ROW}{number}, -1;" for number in range(self.rows)), "setp.eq.u32 q, 0, 0;")
         self._get_rows("q")
@@ -101,15 +109,19 @@ class _Loop:
             self._copy_step(self.block, "to", "own")
             self.add(f"add.u32 to, to, {self.step_bytes};")
 
+    def fill(self, had: int) -> None:
+        """Ask for what the ring of longer blocks, of `had` slots, has not."""
+        for slot in range(had, self.ring):
+            self.add(f"@{FEW} " + _load(RING, slot, OWN_START, slot * self.apart))
+
     def multiply(self) -> None:
         slots = 1 + self.chunks
         self.add(
-            f".reg .b32 c<{4 * slots}>, scale<4>, tid, piece, token, to, entry, column, left, done, free, matrix;",
+            f".reg .b32 c<{4 * slots}>, scale<4>, tid, piece, token, to, entry, column, left, free, matrix;",
             ".reg .b64 own, source, a, from, then, refill; .reg .pred p, q, last, put, inside;",
             f"mov.b32 left, {self.records};",
-            f"mov.b32 done, {BEFORE};",
-            f"add.s64 from, {START}, {self.ring * self.apart};",
-            f"sub.s64 then, {FOLLOWING}, {(slots - self.ring) * self.apart};",
+            f"add.s64 from, {OWN_START}, {self.ring * self.apart};",
+            f"sub.s64 then, {START}, {(slots - self.ring) * self.apart};",
         )
         self._find_pieces()
         self.add(f"add.s64 source, own, {self.ahead * self.step * VALUE_BYTES};")
@@ -141,9 +153,16 @@ class _Loop:
                     self.add("selp.b64 refill, then, from, last;")
                 self._load(RING, refilled, "refill", slot)
             self.add("bar.warp.sync 0xffffffff;")
+        self.add("wgmma.wait_group.sync.aligned 0;")
         self.add(f"add.s64 from, from, {slots * self.apart};", "sub.s32 left, left, 1;")
         if self.records > 1:
             self.add("setp.ne.s32 p, left, 0;", "@p bra records;")
+        self.add(
+            f"add.s64 {OWN_START}, then, {(slots - self.ring) * self.apart};",
+            f"setp.gt.u32 {FEW}, {self.tokens}, {MOST_TOKENS_SHORT};",
+        )
+        # Of rows that were not multiplied: what follows would else keep their registers from the products.
+        self.add(*(f"mov.f32 {SUM}{number}, 0f00000000;" for number in range(self.tokens // 2, self.block // 2)))
 
     def _multiply_chunk(self, chunk: int, words: list[str]) -> None:
         within = chunk % self.step_chunks
@@ -159,12 +178,13 @@ class _Loop:
         self.add(f"cp.async.wait_group {self.ahead - 1};", "fence.proxy.async.shared::cta;", "bar.sync 0;")
         if step == self.chunks // self.step_chunks - self.ahead:
             self._get_rows("last")
+            self._find_source("own")
             self.add("@last mov.b64 source, own;")
             self._first_column("@last ")
-        self.add(f"add.u32 free, done, {self.ahead};", *self._place("free", "to"))
+        self.add(f"add.u32 free, {DONE}, {self.ahead};", *self._place("free", "to"))
         self._copy_step(self.tokens, "free", "source")
-        self.add("mov.b32 matrix, done;", *self._place("matrix", PLACE))
-        self.add("shr.u32 matrix, matrix, 4;", f"or.b32 matrix, matrix, {LOW};", "add.u32 done, done, 1;")
+        self.add(f"mov.b32 matrix, {DONE};", *self._place("matrix", PLACE))
+        self.add("shr.u32 matrix, matrix, 4;", f"or.b32 matrix, matrix, {LOW};", f"add.u32 {DONE}, {DONE}, 1;")
 
     def _place(self, number: str, first: str) -> list[str]:
         """Of step `number` in its ring, of which step 0 is at `first`. Steps are a power of two: ptxas would divide."""
@@ -177,13 +197,11 @@ class _Loop:
         self.add(_load(name, slot, base, number * self.apart))
 
     def _find_pieces(self) -> None:
-        """A thread's piece of its tokens: where it is in x (`own`), and in step 0 (`to`)."""
+        """A thread's piece of its tokens: where it is in row 0 of x (`own`), and in step 0 (`to`)."""
+        self._find_source("own")
         self.add(
             "mov.u32 tid, %tid.x;",
-            f"and.b32 piece, tid, {PIECES.value - 1};",
             f"shr.u32 token, tid, {_log(PIECES.value)};",
-            f"mul.wide.u32 own, piece, {PIECE_BYTES.value};",
-            f"add.s64 own, own, {X};",
             "xor.b32 to, piece, token;",
             f"and.b32 to, to, {PIECES.value - 1};",
             f"shl.b32 to, to, {_log(PIECE_BYTES.value)};",
@@ -193,6 +211,15 @@ class _Loop:
         if self.block % self.a_pass:
             self.add(f"setp.lt.u32 inside, token, {self.block % self.a_pass};")
         self._first_column()
+
+    def _find_source(self, name: str) -> None:
+        """Where a thread's piece is in row 0 of x. Made anew for the next unit: two registers less for the record."""
+        self.add(
+            "mov.u32 piece, %tid.x;",
+            f"and.b32 piece, piece, {PIECES.value - 1};",
+            f"mul.wide.u32 {name}, piece, {PIECE_BYTES.value};",
+            f"add.s64 {name}, {name}, {X};",
+        )
 
     def _first_column(self, where: str = "") -> None:
         """That of the thread's piece, which is counted where not all columns are in x."""
@@ -251,7 +278,10 @@ def _log(value):
 def declarations(block, ring, warps):
     """PTX that declares the registers of all that follows, once in a kernel, before it. `ring`: the most there is."""
     rows = -(-block // tokens_a_pass(warps))
-    return f".reg .f32 {SUM}<{block // 2}>; .reg .b32 {RING}<{4 * ring}>, {ROW}<{rows}>;"
+    return (
+        f".reg .f32 {SUM}<{block // 2}>; .reg .b32 {RING}<{4 * ring}>, {ROW}<{rows}>, {DONE}; .reg .b64 {OWN_START};"
+        f".reg .pred {FEW};"
+    )
 
 
 @gluon.constexpr_function
@@ -263,15 +293,31 @@ def begin_assembly(*sizes):
 
 
 @gluon.constexpr_function
-def fill_assembly(first, end, stream_warps):
-    """PTX that asks for slots `first` to `end` of the ring; operand 0: where the unit's slots begin."""
-    apart = stream_warps * CHUNK_BYTES
-    return " ".join(_load(RING, slot, "$0", slot * apart) for slot in range(first, end))
+def ring_of(tokens, ring, short_ring):
+    """Chunks of weights that a warp has under way where so many tokens are multiplied: few have the registers for more,
+    and need them, as their products take less time."""
+    return short_ring if tokens <= MOST_TOKENS_SHORT else ring
 
 
 @gluon.constexpr_function
-def unit_assembly(*sizes):
-    """PTX that multiplies a unit; its last products are under way behind it (`wait_for_products`)."""
-    loop = _Loop(*sizes)
-    loop.multiply()
-    return loop.text()
+def unit_assembly(block, columns, records, chunks, stream_warps, ring, short_ring, step, steps, ahead, warps, ordered):
+    """PTX that multiplies a unit, all of whose products are over behind it."""
+    count = lengths(block, ordered)
+    lines = [".reg .pred taken;"]
+    for number in range(1, count):
+        lines += [f"setp.eq.s32 taken, {LENGTH}, {number};", f"@taken bra length{number};"]
+    had = ring_of(length_of(block, 0), ring, short_ring)
+    for number in range(count):
+        tokens = length_of(block, number)
+        own = ring_of(tokens, ring, short_ring)
+        loop = _Loop(block, columns, records, chunks, stream_warps, own, step, steps, ahead, warps, tokens)
+        if own > had:
+            loop.fill(had)
+        loop.multiply()
+        lines += [f"length{number}:", loop.text(), "bra.uni over;"]
+    return _scope([*lines, "over:"])
+
+
+@gluon.constexpr_function
+def _scope(lines):
+    return "{\n\t" + "\n\t".join(lines) + "\n}"

@@ -14,9 +14,9 @@ from .decode_stream import pushed, threads_layout
 from .shared_words import get_word, put_words
 
 BLOCK_BYTES = gl.constexpr(4)
-"""Of a block in the order: its number, and above it that of its expert."""
-_EXPERT = gl.constexpr(16)
-"""The expert's lowest bit."""
+"""Of a block in the order: its number, above it that of its length, and above that its expert."""
+_LENGTH, _EXPERT = gl.constexpr(13), gl.constexpr(16)
+"""The lowest bits of both."""
 _FIELD, _MOST = gl.constexpr(10), gl.constexpr(1023)
 """Bits of a count, and the most that they hold. Up to six lengths are counted in an i64, that of whole blocks, the only
 one that an expert may have several blocks of, in its highest bits. Blocks of more experts than _MOST have no order."""
@@ -73,9 +73,7 @@ def uniform(value):
 
 @gluon.jit
 def order_blocks(order, sorted_ids, expert_ids, blocks, BLOCK: gl.constexpr, TOPK: gl.constexpr, ORDERED: gl.constexpr):
-    """Write all `blocks` in order to shared memory at `order`; where the blocks of each length end.
-
-    A barrier must follow."""
+    """Write all `blocks` in order to shared memory at `order`. A barrier must follow."""
     size: gl.constexpr = 32 * gl.num_warps()
     LENGTHS: gl.constexpr = lengths(BLOCK, ORDERED)
     listed = gl.where(blocks <= ORDERED, blocks, 0)
@@ -92,20 +90,32 @@ def order_blocks(order, sorted_ids, expert_ids, blocks, BLOCK: gl.constexpr, TOP
         for number in gl.static_range(1, LENGTHS):
             rank = gl.where(length == number, ends[number - 1] + rank, rank)
         expert = gl.load(expert_ids + block, mask=exists, other=0)
-        put_words(order + rank * BLOCK_BYTES, block | expert << _EXPERT, exists.to(gl.int32), 1)
+        word = block | length << _LENGTH | expert << _EXPERT
+        put_words(order + rank * BLOCK_BYTES, word, exists.to(gl.int32), 1)
         before += gl.sum(count, 0)
-    return ends
+
+
+@gluon.jit
+def rows_of_length(length, BLOCK: gl.constexpr, ORDERED: gl.constexpr):
+    """How many rows of a block are multiplied that has length number `length`."""
+    rows = length * 0 + BLOCK
+    for number in gl.static_range(1, lengths(BLOCK, ORDERED)):
+        rows = gl.where(length == number, length_of(BLOCK, number), rows)
+    return rows
 
 
 @gluon.jit
 def block_at(order, expert_ids, rank, blocks, ORDERED: gl.constexpr):
-    """The block number `rank` of `blocks` in the order, and its expert; behind the last one, the last one."""
+    """The block number `rank` of `blocks` in the order, its expert, and the number of its length; behind the last one,
+    the last one."""
     block = gl.minimum(rank, blocks - 1)
+    length = block * 0
     if ORDERED == 0:
-        return block, gl.load(expert_ids + block)
+        return block, gl.load(expert_ids + block), length
     if blocks <= ORDERED:
-        both = uniform(get_word(order + block * BLOCK_BYTES))
-        block, expert = both & ((1 << _EXPERT) - 1), both >> _EXPERT
+        word = uniform(get_word(order + block * BLOCK_BYTES))
+        block, length = word & ((1 << _LENGTH) - 1), word >> _LENGTH & ((1 << (_EXPERT - _LENGTH)) - 1)
+        expert = word >> _EXPERT
     else:
         expert = gl.load(expert_ids + block)
-    return block, expert
+    return block, expert, length

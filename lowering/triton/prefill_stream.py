@@ -2,8 +2,7 @@
 
 A unit is a sort block and 16 * num_warps rows of the packed weight, a fragment a warp. Programs take every PROGRAMS-th
 unit, tiles fastest: those at work at a time share weights and rows of x in L2. What the next unit needs is asked for
-before the present one ends. A block is multiplied as long as what is in it (`prefill_order.py`), each length in a
-loop of its own: where a branch chooses between two, ptxas makes every product wait for the one before.
+before the present one ends. A block is multiplied as long as what is in it (`prefill_order.py`).
 """
 
 from __future__ import annotations
@@ -13,21 +12,18 @@ from triton.experimental.gluon import language as gl
 
 from .decode_stream import CHUNK_WORDS, thread_numbers, threads_layout, units_a_part
 from .decode_x import address_of
-from .prefill_chunk import STEP_COLUMNS, tokens_layout
+from .prefill_chunk import tokens_layout
 from .prefill_loop import (
     BEGIN_CONSTRAINTS,
     UNIT_CONSTRAINTS,
     begin_assembly,
     declarations,
-    fill_assembly,
+    ring_of,
     unit_assembly,
 )
 from .prefill_order import BLOCK_BYTES, block_at, length_of, order_blocks
 from .prefill_x import aligned, allocate_steps, row_of
 from .shared_words import WORD, put_words
-
-MOST_TOKENS_SHORT = 48
-"""Of a block, that count as few."""
 
 
 @gluon.constexpr_function
@@ -76,8 +72,8 @@ def begin(
     TOPK: gl.constexpr,
     ORDERED: gl.constexpr,
 ):
-    """The state that a program's first unit goes on with (`multiply_unit`), where the blocks of each length end, their
-    order, where x is, and what keeps shared memory alive."""
+    """Ask for what a program's first unit needs: the order of the blocks, where x is, and what keeps shared memory
+    alive."""
     UNITS: gl.constexpr = units_a_part(TILES, STREAM_WARPS, gl.num_warps())
     gl.inline_asm(declarations(BLOCK, max(RING, SHORT_RING), gl.num_warps()))
     # Before x, so that its address is a constant: the other way round ptxas spills between products.
@@ -86,10 +82,10 @@ def begin(
     )
     order = address_of(lists)
     table = rows_table(order, ORDERED)
-    ends = order_blocks(order, sorted_ids, expert_ids, blocks, BLOCK, TOPK, ORDERED)
+    order_blocks(order, sorted_ids, expert_ids, blocks, BLOCK, TOPK, ORDERED)
     gl.barrier()
     first = gl.program_id(0)
-    block, expert = block_at(order, expert_ids, first // UNITS, blocks, ORDERED)
+    block, expert, _ = block_at(order, expert_ids, first // UNITS, blocks, ORDERED)
     start = fragment_start(weight, expert, first, TILES, RECORDS, CHUNKS, STREAM_WARPS)
     thread = thread_numbers(threads_layout(gl.num_warps()))
     row = row_of(sorted_ids, block, True, BLOCK, STAGE, TOPK)
@@ -114,7 +110,7 @@ def begin(
         BEGIN_CONSTRAINTS,
         [address, x_address, gl.to_tensor(x_stride * 2).to(gl.int32), x_shared, table],
     )
-    return (0, start), ends, order, x_shared, (lists, shared)
+    return order, x_shared, (lists, shared)
 
 
 @gluon.constexpr_function
@@ -127,39 +123,6 @@ def lists_bytes(block, ordered):
 def rows_table(order, ORDERED: gl.constexpr):
     """Behind the `order`: where the table of the rows of a block is."""
     return order + ORDERED * BLOCK_BYTES
-
-
-@gluon.jit
-def first_unit(ends, NUMBER: gl.constexpr, UNITS: gl.constexpr, PROGRAMS: gl.constexpr):
-    """This program's first unit of blocks of length number NUMBER."""
-    first = gl.program_id(0)
-    if NUMBER > 0:
-        first += gl.maximum(ends[NUMBER - 1] * UNITS - first + PROGRAMS - 1, 0) // PROGRAMS * PROGRAMS
-    return first
-
-
-@gluon.constexpr_function
-def ring_of(tokens, ring, short_ring):
-    """Chunks of weights that a warp has under way where so many tokens are multiplied: few have the registers for more,
-    and need them, as their products take less time."""
-    return short_ring if tokens <= MOST_TOKENS_SHORT else ring
-
-
-@gluon.jit
-def fill_ring(
-    state,
-    NUMBER: gl.constexpr,
-    BLOCK: gl.constexpr,
-    STREAM_WARPS: gl.constexpr,
-    RING: gl.constexpr,
-    SHORT_RING: gl.constexpr,
-):
-    """Ask for what blocks of length number NUMBER have in the ring, and those before had not."""
-    if NUMBER > 0:
-        had: gl.constexpr = ring_of(length_of(BLOCK, NUMBER - 1), RING, SHORT_RING)
-        wanted: gl.constexpr = ring_of(length_of(BLOCK, NUMBER), RING, SHORT_RING)
-        if wanted > had:
-            gl.inline_asm(fill_assembly(had, wanted, STREAM_WARPS), "l", [state[1].to(gl.int64, bitcast=True)])
 
 
 PARTS = (32, 16, 8)
@@ -219,7 +182,7 @@ def own_part(sorted_ids, sorted_weights, first, PART: gl.constexpr):
 def multiply_unit(
     unit,
     blocks,
-    state,
+    length,
     order,
     x_shared,
     x,
@@ -227,7 +190,6 @@ def multiply_unit(
     sorted_ids,
     expert_ids,
     weight,
-    TOKENS: gl.constexpr,
     BLOCK: gl.constexpr,
     COLUMNS: gl.constexpr,
     TILES: gl.constexpr,
@@ -244,30 +206,26 @@ def multiply_unit(
     TOPK: gl.constexpr,
     ORDERED: gl.constexpr,
 ):
-    """Leave the sums of the first TOKENS of a block in their registers (`prefill_chunk.py`) when all products are over;
-    the state that the next unit goes on with.
+    """Leave the sums of a unit in their registers (`prefill_chunk.py`), and what the next one goes on with in those of
+    `prefill_loop.py`.
 
-    `state`: how many steps of STEP columns of x all units before have had, where this unit's weights start; and in
-    registers of the loop's own the rows of this block and the ring. Up to AHEAD steps further x is on its way, in a
-    ring of STEPS. Behind the last unit nothing is read that was not.
+    Up to AHEAD steps of STEP columns further x is on its way, in a ring of STEPS. Behind the last unit nothing is read
+    that was not.
     """
     UNITS: gl.constexpr = units_a_part(TILES, STREAM_WARPS, gl.num_warps())
-    step, start = state
     following = unit + PROGRAMS
-    next_block, next_expert = block_at(order, expert_ids, following // UNITS, blocks, ORDERED)
+    next_block, next_expert, _ = block_at(order, expert_ids, following // UNITS, blocks, ORDERED)
     next_row = row_of(sorted_ids, next_block, following < blocks * UNITS, BLOCK, STAGE, TOPK)
     next_start = fragment_start(weight, next_expert, following, TILES, RECORDS, CHUNKS, STREAM_WARPS)
     table = rows_table(order, ORDERED)
     if AHEAD == 1 or RECORDS == 1:
         gl.barrier()  # else there was one since the table was read
-    address, next_address = start.to(gl.int64, bitcast=True), next_start.to(gl.int64, bitcast=True)
     x_address, stride = x.to(gl.int64, bitcast=True), gl.to_tensor(x_stride * 2).to(gl.int32)
     gl.inline_asm(
         unit_assembly(
-            BLOCK, COLUMNS, RECORDS, CHUNKS, STREAM_WARPS, ring_of(TOKENS, RING, SHORT_RING), STEP, STEPS, AHEAD,
-            gl.num_warps(), TOKENS
+            BLOCK, COLUMNS, RECORDS, CHUNKS, STREAM_WARPS, RING, SHORT_RING, STEP, STEPS, AHEAD, gl.num_warps(),
+            ORDERED,
         ),
         UNIT_CONSTRAINTS,
-        [address, x_address, stride, x_shared, table, next_address, step, next_row],
+        [next_start.to(gl.int64, bitcast=True), x_address, stride, x_shared, table, next_row, length],
     )  # fmt: skip
-    return step + RECORDS * CHUNKS // (STEP // STEP_COLUMNS), next_start

@@ -35,7 +35,7 @@ CHUNKS = 15  # a record of 2880 columns
 PRODUCTS = 4  # a chunk
 LENGTHS = {64: (64, 32), 128: (128, 64), 144: (144, 112, 80, 64, 48, 32)}
 """Rows that are multiplied of a block."""
-KNOWN_SPILLS = {"down_144": 16}
+KNOWN_SPILLS = {"down_144": 8}
 """Bytes, for what ends a unit."""
 
 

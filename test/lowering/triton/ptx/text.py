@@ -68,21 +68,36 @@ def parse(text: str) -> Kernel:
     kernel = Kernel(entry[1], {name: kind for kind, name in _PARAM.findall(entry[2])}, int(threads[1]))
     start = text.index("{", threads.end())
     scopes: list[dict[str, str]] = []
-    for line, statement in _statements(text, start):
+    statements = list(_statements(text, start))
+    inner = iter(_labels(statements))
+    for line, statement in statements:
         if statement == "{":
-            scopes.append({})
+            scopes.append(next(inner))
         elif statement == "}":
             scopes.pop()
         elif statement.endswith(":"):
             name = statement[:-1]
-            if len(scopes) > 1:  # an inner scope's own; branches go back to it
-                scopes[-1][name] = name = f"{name}@{len(kernel.labels)}"
-            kernel.labels[name] = len(kernel.code)
+            kernel.labels[scopes[-1].get(name, name)] = len(kernel.code)
         elif statement.startswith(".reg"):
             _declare(kernel, statement, scopes)
         elif not statement.startswith("."):
             kernel.code.append(_instruction(statement, line, scopes))
     return kernel
+
+
+def _labels(statements: list[tuple[int, str]]) -> list[dict[str, str]]:
+    """For each scope in order, names of their own for the labels in it; the body's keep theirs."""
+    found: list[dict[str, str]] = []
+    within: list[dict[str, str]] = []
+    for _, statement in statements:
+        if statement == "{":
+            found.append({})
+            within.append(found[-1])
+        elif statement == "}":
+            within.pop()
+        elif statement.endswith(":") and len(within) > 1:
+            within[-1][statement[:-1]] = f"{statement[:-1]}@{len(found)}"
+    return found
 
 
 def _statements(text: str, place: int) -> Iterator[tuple[int, str]]:
