@@ -79,12 +79,13 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def medians(calls: list[Callable[[int], object]], fewest: int = 5, shortest: float = SHORTEST_SECONDS) -> list[float]:
+def medians(calls: list[Callable[[int], object]], fewest: int = 5, shortest: float | None = None) -> list[float]:
     """Median seconds of each of `calls`, taken in turns so that a machine that slows down slows all of them.
 
     Each call gets the number of the turn, to vary its input. Two turns warm up; then at least `fewest` turns are timed,
-    and more until every call has run for `shortest` seconds.
+    and more until every call has run for `shortest` seconds [default: SHORTEST_SECONDS].
     """
+    shortest = SHORTEST_SECONDS if shortest is None else shortest
     times: list[list[float]] = [[] for _ in calls]
     for turn in range(-2, 1_000_000):
         measured = [seconds(partial(call, turn + 2)) for call in calls]

@@ -119,8 +119,9 @@ def burst_times(
         return calls.times(replays)
 
 
-def sustained(calls: Round, seconds: float = SUSTAINED_SECONDS) -> float:
-    """Median seconds of a call in the second half of `seconds` of rounds without a pause."""
+def sustained(calls: Round, seconds: float | None = None) -> float:
+    """Median seconds of a call in the second half of `seconds` of rounds without a pause; SUSTAINED_SECONDS if None."""
+    seconds = SUSTAINED_SECONDS if seconds is None else seconds
     times, end = list[float](), time.monotonic() + seconds
     while time.monotonic() < end:
         times += calls.times(REPLAYS_IN_A_ROW)

@@ -58,6 +58,7 @@ def chunk_lines(chunk, words, scales, matrix, at, tokens):
     sums = tokens // 2
     lines = [
         "{ .reg .b32 a<4>, w<16>, m, s, q, f<4>, low; .reg .b64 d;",
+        # At the beginning of a record none is under way (`prefill_loop.py`).
         f"wgmma.wait_group.sync.aligned {chunks_pending(tokens)};" if chunk else "",
         # The four lanes of a row share its scales: four words of the chunk each.
         f"shfl.sync.idx.b32 q, {scales}{chunk % 4}, {chunk // 4}, 0x1c1f, 0xffffffff;",

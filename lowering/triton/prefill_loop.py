@@ -2,8 +2,8 @@
 
 It is one piece of assembly, and what it leaves for the next unit are registers of its own. So Triton, MLIR and LLVM
 have one operation where there were thousands, most of their time with these kernels. In it are as many loops as there
-are lengths of a block (`prefill_order.py`), of which a unit takes one. Each waits for its products: where they were
-under way behind the branches, ptxas would make every product wait for the one before.
+are lengths of a block (`prefill_order.py`), of which a unit takes one. They wait for all products at the end of a
+record: were any under way where such branches meet, ptxas would make every product wait for the one before.
 
 A lane's words of a unit are slots that lie evenly apart: of each record first the scales, then its chunks. The ring
 holds the next few of them. x goes through a ring of steps in shared memory, of a few chunks each; some of the next are

@@ -163,6 +163,7 @@ def test_bench_times_peers(cli, tiny_artifact, monkeypatch):
 def test_bench_sustained_and_routed(cli, tiny_artifact, monkeypatch):
     monkeypatch.setattr("moeloom.measure.read_bandwidth", lambda threads: 1e9)
     monkeypatch.setattr("moeloom.measure.SHORTEST_SECONDS", 0.0)
+    monkeypatch.setattr("moeloom.timing.SUSTAINED_SECONDS", 0.1)
     options = ("--tokens", 16, "--entry", "model.layers.0.mlp", "--sustained", "--json", "--routing")
     rows = {kind: json.loads(cli("bench", tiny_artifact, *options, kind)[1])["rows"] for kind in ("natural", "one_set")}
     assert all(row["sustained"] > 0 for both in rows.values() for row in both)

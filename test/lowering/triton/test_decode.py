@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -73,8 +74,9 @@ def compiled(tmp_path_factory) -> dict[str, Path]:
     return build.compile_kernels(kernels, ARCHITECTURES["sm_90"], cache, lambda *_: None)
 
 
+@cache
 def instructions(folder: Path) -> list[str]:
-    """The machine code in order."""
+    """The machine code in order, not to be changed."""
     listing = subprocess.run([DISASSEMBLER, "-c", folder / CODE], capture_output=True, text=True, check=True).stdout
     return re.findall(r"^ +/\*[0-9a-f]{4,}\*/ +([^;]+);", listing, re.MULTILINE)
 
