@@ -235,30 +235,46 @@ def largest_assembly(apart):
 
 
 @gluon.constexpr_function
+def rounding_constants():
+    """Bits of the bf16 that `rounding_lines` reads, each twice in a register of its name."""
+    halves = {"two": 0x4000, "one": 0x3F80, "half": 0x3F00}
+    return {**halves, "i128": 0x4300, "i130": 0x4302, "i132": 0x4304, "i135": 0x4307}
+
+
+@gluon.constexpr_function
+def rounding_lines(pair):
+    """PTX that makes of a `pair` of bf16 `a`, 128 + the codes of their sizes; `m`, `b` and `c` are written, and $1 is
+    the pair of their scale's reciprocal.
+
+    Sums with 128 are rounded to whole numbers: each of three lines is the code where the grid is as fine as that, and
+    no less elsewhere.
+    """
+    return [
+        f"and.b32 m, {pair}, 0x7fff7fff;",
+        "mul.rn.bf16x2 m, m, $1;",
+        "fma.rn.bf16x2 a, m, two, i128;",
+        "fma.rn.bf16x2 b, m, one, i130;",
+        "fma.rn.bf16x2 c, m, half, i132;",
+        "min.bf16x2 a, a, b;",
+        "min.bf16x2 a, a, c;",
+        "min.bf16x2 a, a, i135;",
+    ]
+
+
+@gluon.constexpr_function
 def _quantising_assembly():
     """Eight bf16 $5 to $12, divided by a scale, rounded to e2m1, multiplied with it again, to $0 in shared memory.
 
-    $1 is the pair of the scale's reciprocal, $2 that of the scale times 2^32; column $3 is to be below $4. Sums with
-    128 are rounded to whole numbers: each of three lines is the code where the grid is as fine as that, and no less
-    elsewhere. A code is then a bf16 as in decode_chunk.py.
+    $1 is the pair of the scale's reciprocal, $2 that of the scale times 2^32; column $3 is to be below $4. A code is a
+    bf16 as in decode_chunk.py.
     """
-    constants = {
-        "two": 0x4000, "one": 0x3F80, "half": 0x3F00,
-        "i128": 0x4300, "i130": 0x4302, "i132": 0x4304, "i135": 0x4307, "unit": 0x7E80,
-    }  # fmt: skip
+    constants = {**rounding_constants(), "unit": 0x7E80}
     lines = [f".reg .b32 v<4>, m, a, b, c, s, {', '.join(constants)}; .reg .pred p;", "setp.lt.s32 p, $3, $4;"]
     lines += [f"mov.b32 {name}, {bits << 16 | bits};" for name, bits in constants.items()]
     for i in range(4):
         lines += [
             f"mov.b32 v{i}, {{${5 + 2 * i}, ${6 + 2 * i}}};",
-            f"and.b32 m, v{i}, 0x7fff7fff;",
-            "mul.rn.bf16x2 m, m, $1;",
-            "fma.rn.bf16x2 a, m, two, i128;",
-            "fma.rn.bf16x2 b, m, one, i130;",
-            "fma.rn.bf16x2 c, m, half, i132;",
-            "min.bf16x2 a, a, b;",
-            "min.bf16x2 a, a, c;",
-            "min.bf16x2 a, a, i135;",
+            *rounding_lines(f"v{i}"),
             "shl.b32 a, a, 6;",
             "and.b32 a, a, 0x01c001c0;",
             f"and.b32 s, v{i}, 0x80008000;",

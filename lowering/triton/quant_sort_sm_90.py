@@ -13,7 +13,14 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from .decode_stream import pushed, thread_numbers
-from .decode_x import PIECE, largest_assembly, load_piece, pieces_layout
+from .decode_x import (
+    PIECE,
+    largest_assembly,
+    load_piece,
+    pieces_layout,
+    rounding_constants,
+    rounding_lines,
+)
 from .dependents import follow
 from .numbers import E8M0_NAN, GROUP, e8m0_scale
 from .quant_sort import RUN, quant_sort_arguments, sorted_run
@@ -27,21 +34,13 @@ _LANES = gl.constexpr(GROUP_LANES)
 @gluon.constexpr_function
 def _codes_assembly():
     """The codes $0 of eight bf16 $2 to $9 and the pair $1 of their scale's reciprocal: `encode_sm_90`, four bytes."""
-    constants = {"two": 0x4000, "one": 0x3F80, "half": 0x3F00}
-    constants |= {"i128": 0x4300, "i130": 0x4302, "i132": 0x4304, "i135": 0x4307}
+    constants = rounding_constants()
     lines = [f".reg .b32 m, a, b, c, s, v<4>, {', '.join(constants)};"]
     lines += [f"mov.b32 {name}, {bits << 16 | bits};" for name, bits in constants.items()]
     for i in range(4):
         lines += [
             f"mov.b32 v{i}, {{${2 + 2 * i}, ${3 + 2 * i}}};",
-            f"and.b32 m, v{i}, 0x7fff7fff;",
-            "mul.rn.bf16x2 m, m, $1;",
-            "fma.rn.bf16x2 a, m, two, i128;",
-            "fma.rn.bf16x2 b, m, one, i130;",
-            "fma.rn.bf16x2 c, m, half, i132;",
-            "min.bf16x2 a, a, b;",
-            "min.bf16x2 a, a, c;",
-            "min.bf16x2 a, a, i135;",
+            *rounding_lines(f"v{i}"),
             f"shr.u32 s, v{i}, 12;",
             "and.b32 s, s, 0x00080008;",
             f"lop3.b32 v{i}, a, 0x00070007, s, 0xea;",
