@@ -1,8 +1,8 @@
 """Template `quant_sort_sm_90`: quant_sort of bf16, thread by thread.
 
-Four neighbouring lanes have a group of a row, eight elements each. They agree on its scale, and each writes its codes,
-and of the eight sorted rows that are written together two. So nothing goes through shared memory, and no warp waits for
-another.
+Four neighbouring lanes have a group of a row, eight elements each. They agree on its scale, and each writes its codes.
+A warp has the scale columns of a block of the tiled layout, so it writes whole words of it, and a row alone in its sort
+block takes two stores. Nothing goes through shared memory there, and no warp waits for another.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .decode_x import (
 from .dependents import follow
 from .numbers import E8M0_NAN, GROUP, e8m0_scale
 from .quant_sort import RUN, quant_sort_arguments, sorted_run
-from .scales import BLOCK_ROWS, sort_constants, sorted_offset
+from .scales import BLOCK_COLUMNS, BLOCK_ROWS, sort_constants, sorted_offset
 from .template import Params, Template
 from .tiles import GROUP_LANES
 
@@ -80,13 +80,76 @@ def _quantised(piece, MODE: gl.constexpr):
     return gl.where(byte == E8M0_NAN, 0, packed), byte
 
 
+@gluon.constexpr_function
+def _tiles_of_run(block):
+    """The most blocks of 32 rows of the tiled layout that a run of sorted rows inside a sort block touches."""
+    rows = BLOCK_ROWS.value
+    if block % rows == 0 or rows % block == 0:
+        return max(block // rows, 1)
+    return block // rows + 2
+
+
 @gluon.jit
-def _store_rows(sorted_scales, byte, to, end, steps, group, lane, WIDTH: gl.constexpr, LAYOUT: gl.constexpr):
-    """`byte` at sorted row `to`, zeros behind it up to `end`, of scale column `group`; `steps` eights at most."""
+def _of_lane(values, lane):
+    """Each thread's i32 of `values` in lane `lane` of its warp."""
+    return gl.inline_asm(
+        "shfl.sync.idx.b32 $0, $1, $2, 0x1f, 0xffffffff;", "=r,r,r", [values, lane], values.type, is_pure=False
+    )
+
+
+@gluon.jit
+def _pairs(bytes):
+    """Of the bytes of a warp's eight groups those that share a lane's first word in a block of the layout, in bits 0 to
+    7 and 16 to 23; and those of its other one (`_store_tiles`)."""
+    column = thread_numbers(bytes.type.layout) % 32 // 16
+    found = ()
+    for half in gl.static_range(2):
+        lane = (column + 2 * half) * _LANES
+        found = pushed(found, _of_lane(bytes, lane) | _of_lane(bytes, lane + 4 * _LANES) << 16)
+    return found
+
+
+@gluon.jit
+def _store_words(places, pair, to, end, first):
+    """Words at `places` u8 pointers [threads]: bytes 0 and 2 are sorted row `first`, 1 and 3 the one 16 behind it.
+
+    Sorted row `to` has the `pair` in bits 0 to 7 and 16 to 23, those behind it up to `end` 0. Others' bytes stay.
+    """
+    behind = first + 16
+    word = gl.where(first == to, pair, 0) | gl.where(behind == to, pair << 8, 0)
+    has_first, has_behind = (first >= to) & (first < end), (behind >= to) & (behind < end)
+    gl.store(places.to(gl.pointer_type(gl.int32), bitcast=True), word, mask=has_first & has_behind)
+    alone = has_first ^ has_behind
+    own = has_behind.to(gl.int32)
+    gl.store(places + own, (word >> own * 8).to(gl.uint8), mask=alone)
+    gl.store(places + own + 2, (word >> own * 8 + 16).to(gl.uint8), mask=alone)
+
+
+@gluon.jit
+def _store_tiles(sorted_scales, pairs, to, end, group, COUNT: gl.constexpr, WIDTH: gl.constexpr):
+    """Scales at sorted row `to`, zeros behind it up to `end`, in the tiled layout; COUNT blocks of 32 rows at most.
+
+    A warp has eight scale columns, a block's: 256 bytes that lie together. A lane has two of their words, the first of
+    columns c and c + 4, the other of c + 2 and c + 6, `pairs` of scales.
+    """
+    lane = thread_numbers(group.type.layout) % 32
+    column = group // BLOCK_COLUMNS * (BLOCK_ROWS * BLOCK_COLUMNS) + lane * 4
+    for tile in gl.static_range(COUNT):
+        number = to // BLOCK_ROWS + tile
+        places = sorted_scales + (number.to(gl.int64) * (BLOCK_ROWS * WIDTH) + column)
+        row = number * BLOCK_ROWS + (lane % 16).to(gl.uint32)
+        for half in gl.static_range(2):
+            _store_words(places + half * 128, pairs[half], to, end, row)
+
+
+@gluon.jit
+def _store_rows(sorted_scales, byte, to, end, steps, group, lane, WIDTH: gl.constexpr):
+    """`byte` at sorted row `to`, zeros behind it up to `end`, of scale column `group` in rows of WIDTH; `steps` eights
+    at most."""
     for step in range(0, steps):
         for half in gl.static_range(RUN // _LANES):
             own = to // RUN * RUN + step * RUN + half * _LANES + lane.to(gl.uint32)
-            places = sorted_scales + sorted_offset(own, group, WIDTH, LAYOUT)
+            places = sorted_scales + sorted_offset(own, group, WIDTH, "row_major")
             gl.store(places, gl.where(own == to, byte, 0).to(gl.uint8), mask=(own >= to) & (own < end))
 
 
@@ -135,19 +198,28 @@ def quant_sort_sm_90_kernel(
     packed, byte = _quantised(piece, SCALE_MODE)
     words = codes.to(gl.pointer_type(gl.uint32), bitcast=True) + row * (COLUMNS // PIECE)
     gl.store(words + column // PIECE, packed, mask=live & (column < COLUMNS))
-    for place in gl.static_range(places):
-        to, end = sorted_run(said[place], BLOCK)
-        steps = 1
-        if RUN // BLOCK * BLOCK != RUN:  # else a block lies within so many rows
-            steps = gl.max(((end + RUN - 1) // RUN - to // RUN).to(gl.int32), 0)
-        _store_rows(sorted_scales, byte, to, end, steps, group, lane, WIDTH, LAYOUT)
+    pads: gl.constexpr = BLOCK // BLOCK_ROWS * BLOCK_ROWS != BLOCK
+    padded = (used + BLOCK_ROWS - 1) // BLOCK_ROWS * BLOCK_ROWS
+    zero = gl.zeros_like(group)
     # Zeros from the last block in use on to the end of the layout's, by the first row of x.
-    if BLOCK // BLOCK_ROWS * BLOCK_ROWS != BLOCK and first < WIDTH:
-        padded = (used + BLOCK_ROWS - 1) // BLOCK_ROWS * BLOCK_ROWS
-        zero = gl.zeros_like(group)
-        front, behind = zero.to(gl.uint32) + used, gl.where(row == 0, padded, used)
-        eights = (padded // RUN - used // RUN).to(gl.int32)
-        _store_rows(sorted_scales, zero, front, behind, eights, group, lane, WIDTH, LAYOUT)
+    front, behind = zero.to(gl.uint32) + used, gl.where(row == 0, padded, used)
+    if LAYOUT == "tiled_32x8":
+        pairs = _pairs(byte)
+        for place in gl.static_range(places):
+            to, end = sorted_run(said[place], BLOCK)
+            _store_tiles(sorted_scales, pairs, to, end, group, _tiles_of_run(BLOCK), WIDTH)
+        if pads and first < WIDTH:
+            _store_tiles(sorted_scales, (zero, zero), front, behind, group, 1, WIDTH)
+    else:
+        for place in gl.static_range(places):
+            to, end = sorted_run(said[place], BLOCK)
+            steps = 1
+            if RUN // BLOCK * BLOCK != RUN:  # else a block lies within so many rows
+                steps = gl.max(((end + RUN - 1) // RUN - to // RUN).to(gl.int32), 0)
+            _store_rows(sorted_scales, byte, to, end, steps, group, lane, WIDTH)
+        if pads and first < WIDTH:
+            eights = (padded // RUN - used // RUN).to(gl.int32)
+            _store_rows(sorted_scales, zero, front, behind, eights, group, lane, WIDTH)
 
 
 def _constants(params: Params) -> dict[str, Any]:
