@@ -59,6 +59,8 @@ KERNELS = {
                 "pieces": 1,
                 "columns": 96,
             },
+            "2, blocks of 32": {"stage": 2, "block": 32, "early": False, "num_warps": 2},
+            "1, blocks of 64, early": {"stage": 1, "block": 64, "early": True, "columns": 96, "num_warps": 1},
             "1, row_major, rceil": {
                 "stage": 1,
                 "block": BLOCK,
