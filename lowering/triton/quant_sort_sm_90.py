@@ -1,8 +1,8 @@
 """Template `quant_sort_sm_90`: quant_sort of bf16, thread by thread.
 
-Four neighbouring lanes have a group of a row, eight elements each. They agree on its scale, and each writes its codes.
-A warp has the scale columns of a block of the tiled layout, so it writes whole words of it, and a row alone in its sort
-block takes two stores. Nothing goes through shared memory there, and no warp waits for another.
+Four neighbouring lanes have a group of a row, eight elements each. They agree on its scale, and each writes its codes,
+and of the eight sorted rows that are written together two. Where a sort block is at least one of the tiled layout, its
+rows and the padding behind them are written by words instead: a row alone in its block takes two stores.
 """
 
 from __future__ import annotations
@@ -82,11 +82,9 @@ def _quantised(piece, MODE: gl.constexpr):
 
 @gluon.constexpr_function
 def _tiles_of_run(block):
-    """The most blocks of 32 rows of the tiled layout that a run of sorted rows inside a sort block touches."""
+    """The most blocks of 32 rows of the tiled layout that a run of sorted rows inside a larger sort block touches."""
     rows = BLOCK_ROWS.value
-    if block % rows == 0 or rows % block == 0:
-        return max(block // rows, 1)
-    return block // rows + 2
+    return block // rows if block % rows == 0 else block // rows + 2
 
 
 @gluon.jit
@@ -98,14 +96,14 @@ def _of_lane(values, lane):
 
 
 @gluon.jit
-def _pairs(bytes):
-    """Of the bytes of a warp's eight groups those that share a lane's first word in a block of the layout, in bits 0 to
-    7 and 16 to 23; and those of its other one (`_store_tiles`)."""
-    column = thread_numbers(bytes.type.layout) % 32 // 16
+def _pairs(byte):
+    """Of the scales of a warp's eight groups the two that share a lane's first word in a block of the layout, in bits 0
+    to 7 and 16 to 23; and those of its other word (`_store_tiles`)."""
+    column = thread_numbers(byte.type.layout) % 32 // 16
     found = ()
     for half in gl.static_range(2):
         lane = (column + 2 * half) * _LANES
-        found = pushed(found, _of_lane(bytes, lane) | _of_lane(bytes, lane + 4 * _LANES) << 16)
+        found = pushed(found, _of_lane(byte, lane) | _of_lane(byte, lane + 4 * _LANES) << 16)
     return found
 
 
@@ -143,13 +141,12 @@ def _store_tiles(sorted_scales, pairs, to, end, group, COUNT: gl.constexpr, WIDT
 
 
 @gluon.jit
-def _store_rows(sorted_scales, byte, to, end, steps, group, lane, WIDTH: gl.constexpr):
-    """`byte` at sorted row `to`, zeros behind it up to `end`, of scale column `group` in rows of WIDTH; `steps` eights
-    at most."""
+def _store_rows(sorted_scales, byte, to, end, steps, group, lane, WIDTH: gl.constexpr, LAYOUT: gl.constexpr):
+    """`byte` at sorted row `to`, zeros behind it up to `end`, of scale column `group`; `steps` eights at most."""
     for step in range(0, steps):
         for half in gl.static_range(RUN // _LANES):
             own = to // RUN * RUN + step * RUN + half * _LANES + lane.to(gl.uint32)
-            places = sorted_scales + sorted_offset(own, group, WIDTH, "row_major")
+            places = sorted_scales + sorted_offset(own, group, WIDTH, LAYOUT)
             gl.store(places, gl.where(own == to, byte, 0).to(gl.uint8), mask=(own >= to) & (own < end))
 
 
@@ -198,28 +195,25 @@ def quant_sort_sm_90_kernel(
     packed, byte = _quantised(piece, SCALE_MODE)
     words = codes.to(gl.pointer_type(gl.uint32), bitcast=True) + row * (COLUMNS // PIECE)
     gl.store(words + column // PIECE, packed, mask=live & (column < COLUMNS))
-    pads: gl.constexpr = BLOCK // BLOCK_ROWS * BLOCK_ROWS != BLOCK
-    padded = (used + BLOCK_ROWS - 1) // BLOCK_ROWS * BLOCK_ROWS
-    zero = gl.zeros_like(group)
-    # Zeros from the last block in use on to the end of the layout's, by the first row of x.
-    front, behind = zero.to(gl.uint32) + used, gl.where(row == 0, padded, used)
-    if LAYOUT == "tiled_32x8":
+    if LAYOUT == "tiled_32x8" and BLOCK >= BLOCK_ROWS:
         pairs = _pairs(byte)
         for place in gl.static_range(places):
             to, end = sorted_run(said[place], BLOCK)
             _store_tiles(sorted_scales, pairs, to, end, group, _tiles_of_run(BLOCK), WIDTH)
-        if pads and first < WIDTH:
-            _store_tiles(sorted_scales, (zero, zero), front, behind, group, 1, WIDTH)
     else:
         for place in gl.static_range(places):
             to, end = sorted_run(said[place], BLOCK)
             steps = 1
             if RUN // BLOCK * BLOCK != RUN:  # else a block lies within so many rows
                 steps = gl.max(((end + RUN - 1) // RUN - to // RUN).to(gl.int32), 0)
-            _store_rows(sorted_scales, byte, to, end, steps, group, lane, WIDTH)
-        if pads and first < WIDTH:
-            eights = (padded // RUN - used // RUN).to(gl.int32)
-            _store_rows(sorted_scales, zero, front, behind, eights, group, lane, WIDTH)
+            _store_rows(sorted_scales, byte, to, end, steps, group, lane, WIDTH, LAYOUT)
+    # Zeros from the last block in use on to the end of the layout's, by the first row of x.
+    if BLOCK // BLOCK_ROWS * BLOCK_ROWS != BLOCK and first < WIDTH:
+        padded = (used + BLOCK_ROWS - 1) // BLOCK_ROWS * BLOCK_ROWS
+        zero = gl.zeros_like(group)
+        front, behind = zero.to(gl.uint32) + used, gl.where(row == 0, padded, used)
+        eights = (padded // RUN - used // RUN).to(gl.int32)
+        _store_rows(sorted_scales, zero, front, behind, eights, group, lane, WIDTH, LAYOUT)
 
 
 def _constants(params: Params) -> dict[str, Any]:
