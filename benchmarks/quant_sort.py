@@ -106,6 +106,7 @@ def measure(
 ) -> None:
     """Print one row for each number of routed rows up to `most`."""
     loaded = [moeloom.load(folder / name(columns, stage, kind), device, threads=threads) for kind in KINDS]
+    torch.manual_seed(0)
     for exe in loaded:
         exe.prepare(most)
     print(f"\nstage {stage}, H = {columns}, k = {topk}, E = {experts}\n")
@@ -130,6 +131,7 @@ def measure(
 
 @click.command(help=__doc__)
 @click.option("--columns", default=(2880,), multiple=True, show_default=True, help="H; may be given again.")
+@click.option("--stage", default=(1, 2), type=click.IntRange(1, 2), multiple=True, help="One of both stages alone.")
 @click.option("--topk", default=4, show_default=True, help="k.")
 @click.option("--experts", default=32, show_default=True, help="E.")
 @click.option("--block", default=32, show_default=True, help="Rows of a sort block.")
@@ -140,6 +142,7 @@ def measure(
 @click.option("--compile", "only_compile", is_flag=True, help="Compile into --artifacts and stop.")
 def main(
     columns: tuple[int, ...],
+    stage: tuple[int, ...],
     topk: int,
     experts: int,
     block: int,
@@ -154,11 +157,12 @@ def main(
         folder = artifacts or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         for width in columns:
-            for stage, k in ((1, topk), (2, 1)):
+            for number in stage:
+                k = topk if number == 1 else 1
                 if only_compile or artifacts is None:
-                    compile_programs(folder, target, width, stage, k, experts, block)
+                    compile_programs(folder, target, width, number, k, experts, block)
                 if not only_compile:
-                    measure(folder, device, width, stage, k, experts, threads, most)
+                    measure(folder, device, width, number, k, experts, threads, most)
 
 
 if __name__ == "__main__":
