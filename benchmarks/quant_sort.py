@@ -131,7 +131,7 @@ def measure(
 
 @click.command(help=__doc__)
 @click.option("--columns", default=(2880,), multiple=True, show_default=True, help="H; may be given again.")
-@click.option("--stage", default=(1, 2), type=click.IntRange(1, 2), multiple=True, help="One of both stages alone.")
+@click.option("--stage", default=(1, 2), type=click.IntRange(1, 2), multiple=True, show_default=True, help="1 or 2.")
 @click.option("--topk", default=4, show_default=True, help="k.")
 @click.option("--experts", default=32, show_default=True, help="E.")
 @click.option("--block", default=32, show_default=True, help="Rows of a sort block.")

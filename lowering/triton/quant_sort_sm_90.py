@@ -81,10 +81,11 @@ def _quantised(piece, MODE: gl.constexpr):
 
 
 @gluon.constexpr_function
-def _tiles_of_run(block):
-    """The most blocks of 32 rows of the tiled layout that a run of sorted rows inside a larger sort block touches."""
+def _tiles_of_block(block):
+    """The most blocks of 32 rows of the tiled layout that a sort block touches."""
     rows = BLOCK_ROWS.value
-    return block // rows if block % rows == 0 else block // rows + 2
+    apart = min(block & -block, rows)  # a sort block begins at a multiple of it
+    return -(-(rows - apart + block) // rows)
 
 
 @gluon.jit
@@ -195,14 +196,13 @@ def quant_sort_sm_90_kernel(
     packed, byte = _quantised(piece, SCALE_MODE)
     words = codes.to(gl.pointer_type(gl.uint32), bitcast=True) + row * (COLUMNS // PIECE)
     gl.store(words + column // PIECE, packed, mask=live & (column < COLUMNS))
-    if LAYOUT == "tiled_32x8" and BLOCK >= BLOCK_ROWS:
-        pairs = _pairs(byte)
-        for place in gl.static_range(places):
-            to, end = sorted_run(said[place], BLOCK)
-            _store_tiles(sorted_scales, pairs, to, end, group, _tiles_of_run(BLOCK), WIDTH)
-    else:
-        for place in gl.static_range(places):
-            to, end = sorted_run(said[place], BLOCK)
+    by_words: gl.constexpr = LAYOUT == "tiled_32x8" and BLOCK >= BLOCK_ROWS
+    pairs = _pairs(byte) if by_words else None
+    for place in gl.static_range(places):
+        to, end = sorted_run(said[place], BLOCK)
+        if by_words:
+            _store_tiles(sorted_scales, pairs, to, end, group, _tiles_of_block(BLOCK), WIDTH)
+        else:
             steps = 1
             if RUN // BLOCK * BLOCK != RUN:  # else a block lies within so many rows
                 steps = gl.max(((end + RUN - 1) // RUN - to // RUN).to(gl.int32), 0)

@@ -91,7 +91,7 @@ HOPPER = (
     # A thread has up to 8 values, and 8 bytes of scales with the zeros behind them.
     _tile("quant_sort", rows=1, slots=4, groups=32, num_warps=4, when={"many_slots": False}),
     _tile("quant_sort", rows=1, slots=8, groups=32, num_warps=8),
-    # A program an expert: with 8 warps they fill the SMs from 256 experts on, and the launch behind finds room on some.
+    # A program an expert, on all SMs: of 8 warps those of many experts took longer, and so did the launch behind them.
     _tile("sort_tokens", rows=64, num_warps=4),
     # All programs of 64 tokens and of the launch behind have room on the SMs: eight of four warps on each, with more
     # experts those of two warps.
