@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import moeloom
-from moeloom.measure import medians
+from moeloom.measure import SHORTEST_SECONDS, medians
 from moeloom.runtime.executable import Executable
 
 ROWS = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -102,9 +102,17 @@ def timed(exe: Executable, inputs: tuple[Tensor, ...]) -> tuple[Callable[[int], 
 
 
 def measure(
-    folder: Path, device: str, columns: int, stage: int, topk: int, experts: int, threads: int | None, most: int
+    folder: Path,
+    device: str,
+    columns: int,
+    stage: int,
+    topk: int,
+    experts: int,
+    threads: int | None,
+    most: int,
+    seconds: float = SHORTEST_SECONDS,
 ) -> None:
-    """Print one row for each number of routed rows up to `most`."""
+    """Print one row for each number of routed rows up to `most`, each of its times of `seconds` of runs."""
     loaded = [moeloom.load(folder / name(columns, stage, kind), device, threads=threads) for kind in KINDS]
     torch.manual_seed(0)
     for exe in loaded:
@@ -124,7 +132,9 @@ def measure(
         given = [(ids, weights), (x, ids, weights), (x, ids, weights)]
         runs = [timed(exe, inputs) for exe, inputs in zip(loaded, given, strict=True)]
         counts = [count for _, count in runs]
-        sort, fused, split = (t / n for t, n in zip(medians([run for run, _ in runs]), counts, strict=True))
+        sort, fused, split = (
+            t / n for t, n in zip(medians([run for run, _ in runs], shortest=seconds), counts, strict=True)
+        )
         fused, split = fused - sort, split - sort
         print(f"| {rows} | {tokens} | {sort * 1e6:.2f} | {fused * 1e6:.2f} | {split * 1e6:.2f} | {fused / split:.2f} |")
 
@@ -137,6 +147,7 @@ def measure(
 @click.option("--block", default=32, show_default=True, help="Rows of a sort block.")
 @click.option("--threads", default=None, type=int, help="Threads of all programs on the CPU [default: all].")
 @click.option("--most", default=max(ROWS), show_default=True, help="Routed rows to measure up to.")
+@click.option("--seconds", default=SHORTEST_SECONDS, show_default=True, help="Of runs that a median is of.")
 @click.option("--target", default="cpu", show_default=True, help="Target to compile for.")
 @click.option("--artifacts", default=None, type=Path, help="Folder to keep artifacts in [default: a temporary one].")
 @click.option("--compile", "only_compile", is_flag=True, help="Compile into --artifacts and stop.")
@@ -148,6 +159,7 @@ def main(
     block: int,
     threads: int | None,
     most: int,
+    seconds: float,
     target: str,
     artifacts: Path | None,
     only_compile: bool,
@@ -162,7 +174,7 @@ def main(
                 if only_compile or artifacts is None:
                     compile_programs(folder, target, width, number, k, experts, block)
                 if not only_compile:
-                    measure(folder, device, width, number, k, experts, threads, most)
+                    measure(folder, device, width, number, k, experts, threads, most, seconds)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ PRODUCTS = [
 SMALL: Space = {
     "route": [{"rows": 2}, {"rows": 4, "num_warps": 2}],
     "sort_tokens": each(rows=(32, 128), num_warps=(2, 8)),
-    "sort_quant": each(rows=(32, 128), groups=(32, 128), num_warps=(2, 8)),
+    "sort_quant": each(rows=(32, 128), groups=(16, 64), num_warps=(2, 8)),
     "sort_count": each(rows=(64, 256)),
     "combine": each(block_n=(256, 512, 1024, 2048), rows=(2,), num_warps=(2, 4, 8)),
     "quant": each(rows=(2,), groups=(16, 64), num_warps=(2, 4)),

@@ -12,13 +12,13 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from .dependents import follow
+from .dependents import release, wait
 from .live_slots import expert_of, live_tokens, optional_operands
 from .numbers import GROUP, quantise
 from .quant import load_groups, store_codes
 from .quant_sort import pad_layout, store_slots
 from .scales import sort_constants
-from .sort_tokens import BY_ELEMENT, LAST, SLOTS, chunk_of, list_constants, lists, sort_expert
+from .sort_tokens import BY_ELEMENT, LAST, SLOTS, chunk_of, count_slots, list_constants, lists, write_expert
 from .template import POINTERS, Params, Template
 
 
@@ -87,10 +87,13 @@ def sort_quant_kernel(
     WIDTH: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    follow(TARGET)
+    # Programs of the next launch that come while these do would crowd them together on the SMs left.
+    wait(TARGET)
     if tl.program_id(0) < EXPERTS:
-        sort_expert(
-            ids, weights, num_tokens, expert_map, sorted_ids, sorted_weights, expert_ids, num_valid, slot_rows,
+        counts = count_slots(ids, num_tokens, expert_map, num_valid, slot_rows, M, EXPERTS, TOPK, MAP, BLOCK, ROWS)
+        release(TARGET)
+        write_expert(
+            counts, ids, weights, num_tokens, expert_map, sorted_ids, sorted_weights, expert_ids, slot_rows,
             M, EXPERTS, TOPK, MAP, BLOCK, ROWS,
         )  # fmt: skip
     else:
@@ -102,6 +105,7 @@ def sort_quant_kernel(
         # Asked for with the ids, not behind what follows from them.
         values = load_groups(x, x_stride, rows, rows < live, group, COLUMNS, GROUPS)
         places, filled = _places(ids, expert_map, row, live, EXPERTS, TOPK, MAP, BLOCK, ROWS)
+        release(TARGET)
         packed, scales = quantise(values, SCALE_MODE, TARGET)
         if tl.max(places) >= 0:
             store_codes(codes, packed, rows, rows < live, group, COLUMNS, GROUPS)

@@ -110,14 +110,10 @@ def write_rowless(slot_rows, token, slot, owner, M, TOPK: tl.constexpr):
 
 
 @triton.jit
-def sort_expert(
+def count_slots(
     ids,
-    weights,
     num_tokens,
     expert_map,
-    sorted_ids,
-    sorted_weights,
-    expert_ids,
     num_valid,
     slot_rows,
     M,
@@ -127,8 +123,8 @@ def sort_expert(
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """What program `expert` of a sort in one launch writes: its expert's part of the list, the first one also what is
-    no expert's."""
+    """The slots of every expert (i32 [bins]), in a program of a sort in one launch. The first program writes what is no
+    expert's."""
     expert = tl.program_id(0)
     live = live_tokens(num_tokens, M)
     bins: tl.constexpr = triton.next_power_of_2(EXPERTS)
@@ -143,9 +139,33 @@ def sort_expert(
             write_rowless(slot_rows, token, slot, owner, M, TOPK)
     if expert == 0:
         write_num_valid(num_valid, rows, live, EXPERTS, BLOCK)
-    mine = tl.sum(tl.where(tl.arange(0, bins) == expert, rows, 0))
+    return rows
+
+
+@triton.jit
+def write_expert(
+    rows,
+    ids,
+    weights,
+    num_tokens,
+    expert_map,
+    sorted_ids,
+    sorted_weights,
+    expert_ids,
+    slot_rows,
+    M,
+    EXPERTS: tl.constexpr,
+    TOPK: tl.constexpr,
+    MAP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """The list of the program's expert, given the `rows` of each."""
+    expert = tl.program_id(0)
+    mine = tl.sum(tl.where(tl.arange(0, rows.shape[0]) == expert, rows, 0))
     if mine == 0:
         return
+    live = live_tokens(num_tokens, M)
     start = first_row(rows, expert, BLOCK)
     end = start + mine
     local = _local_id(expert, expert_map, EXPERTS, MAP)
@@ -178,8 +198,9 @@ def sort_tokens_kernel(
 ):
     """One program an expert."""
     follow(TARGET)
-    sort_expert(
-        ids, weights, num_tokens, expert_map, sorted_ids, sorted_weights, expert_ids, num_valid, slot_rows,
+    rows = count_slots(ids, num_tokens, expert_map, num_valid, slot_rows, M, EXPERTS, TOPK, MAP, BLOCK, ROWS)
+    write_expert(
+        rows, ids, weights, num_tokens, expert_map, sorted_ids, sorted_weights, expert_ids, slot_rows,
         M, EXPERTS, TOPK, MAP, BLOCK, ROWS,
     )  # fmt: skip
 

@@ -93,10 +93,8 @@ HOPPER = (
     _tile("quant_sort", rows=1, slots=8, groups=32, num_warps=8),
     # A program an expert, on all SMs: of 8 warps those of many experts took longer, and so did the launch behind them.
     _tile("sort_tokens", rows=64, num_warps=4),
-    # All programs of 64 tokens and of the launch behind have room on the SMs: eight of four warps on each, with more
-    # experts those of two warps.
-    _tile("sort_quant", rows=64, groups=64, num_warps=4, maxnreg=64, when={"experts": 256}),
-    _tile("sort_quant", rows=64, groups=64, num_warps=2),
+    # Eight programs of four warps on an SM have room for those of 64 tokens.
+    _tile("sort_quant", rows=64, groups=32, num_warps=4, maxnreg=64),
     _tile("combine", rows=1, block_n=512, num_warps=4),
     *COMMON,
 )
