@@ -64,8 +64,15 @@ func.func @site(%ids: {ids} {{moe.input = "ids"}}, %w: {weights} {{moe.input = "
 """
 
 
-def compile_programs(folder: Path, target: str, columns: int, stage: int, topk: int, experts: int, block: int) -> None:
+def compile_programs(
+    folder: Path, target: str, columns: int, stage: int, topk: int, experts: int, block: int | None
+) -> None:
     """The artifacts of one stage."""
+    from moeloom.lowering import targets  # not on the GPU's machine, which has no compiler
+
+    if block is None:
+        row = targets.target(target)
+        block = row.plans(row.layout)[0].block
     for kind in KINDS:
         source = folder / f"{kind}.mlir"
         alone = kind == "sort"
@@ -144,7 +151,7 @@ def measure(
 @click.option("--stage", default=(1, 2), type=click.IntRange(1, 2), multiple=True, show_default=True, help="1 or 2.")
 @click.option("--topk", default=4, show_default=True, help="k.")
 @click.option("--experts", default=32, show_default=True, help="E.")
-@click.option("--block", default=32, show_default=True, help="Rows of a sort block.")
+@click.option("--block", type=int, help="Rows of a sort block [default: the target's for the fewest tokens].")
 @click.option("--threads", default=None, type=int, help="Threads of all programs on the CPU [default: all].")
 @click.option("--most", default=max(ROWS), show_default=True, help="Routed rows to measure up to.")
 @click.option("--seconds", default=SHORTEST_SECONDS, show_default=True, help="Of runs that a median is of.")
@@ -156,7 +163,7 @@ def main(
     stage: tuple[int, ...],
     topk: int,
     experts: int,
-    block: int,
+    block: int | None,
     threads: int | None,
     most: int,
     seconds: float,

@@ -122,7 +122,7 @@ TARGETS: dict[str, Target] = {
     "gfx950": _gpu("gfx950", tiles.GFX950, untimed=MFMA_STREAM),
     "gfx942": _gpu("gfx942", tiles.GFX942, untimed=MFMA_STREAM),
     # The same on an H200, blocks of 8 rows (docs/h200.md): in stage 1 fused takes up to 0.5 of the split pair to 512
-    # rows; in stage 2, a launch of its own, 0.3 to 0.9 up to 2048.
+    # rows, and in blocks of 16 and 32 up to 0.6 and 0.9; in stage 2, a launch of its own, 0.3 to 0.9 up to 2048.
     # With routing in the token sort's launch benchmarks/moe_layer.py gave 32.3 us at M = 1, before 33.3; where the pair
     # overtakes it was not timed.
     "sm_90": _gpu("sm_90", tiles.SM_90, (512, 2048), stream={"stream": STREAM}, route_sort_tokens=8, router_tokens=16),

@@ -1,8 +1,9 @@
 """Template `quant_sort_sm_90`: quant_sort of bf16, thread by thread.
 
 Four neighbouring lanes have a group of a row, eight elements each. They agree on its scale, and each writes its codes,
-and of the eight sorted rows that are written together two. Where a sort block is at least one of the tiled layout, its
-rows and the padding behind them are written by words instead: a row alone in its block takes two stores.
+and of the eight sorted rows that are written together two. Where a sort block has 16 rows or more, its rows and the
+padding behind them are written by words of the tiled layout instead, or by the half of each that the block has: a row
+alone in a block of 32 takes two stores.
 """
 
 from __future__ import annotations
@@ -196,7 +197,7 @@ def quant_sort_sm_90_kernel(
     packed, byte = _quantised(piece, SCALE_MODE)
     words = codes.to(gl.pointer_type(gl.uint32), bitcast=True) + row * (COLUMNS // PIECE)
     gl.store(words + column // PIECE, packed, mask=live & (column < COLUMNS))
-    by_words: gl.constexpr = LAYOUT == "tiled_32x8" and BLOCK >= BLOCK_ROWS
+    by_words: gl.constexpr = LAYOUT == "tiled_32x8" and BLOCK >= BLOCK_ROWS // 2
     pairs = _pairs(byte) if by_words else None
     for place in gl.static_range(places):
         to, end = sorted_run(said[place], BLOCK)

@@ -93,7 +93,7 @@ HOPPER = (
     _tile("quant_sort", rows=1, slots=8, groups=32, num_warps=8),
     # A program an expert, on all SMs: of 8 warps those of many experts took longer, and so did the launch behind them.
     _tile("sort_tokens", rows=64, num_warps=4),
-    # Eight programs of four warps on an SM have room for those of 64 tokens.
+    # Eight programs an SM: room for those of 64 tokens.
     _tile("sort_quant", rows=64, groups=32, num_warps=4, maxnreg=64),
     _tile("combine", rows=1, block_n=512, num_warps=4),
     *COMMON,
