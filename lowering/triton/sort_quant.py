@@ -87,7 +87,7 @@ def sort_quant_kernel(
     WIDTH: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    # The next launch's programs take room on the SMs, those of this one come first: released at once, up to 0.7 us more.
+    # The next launch's programs take room on the SMs: released at once, this one took up to 0.7 us more.
     wait(TARGET)
     if tl.program_id(0) < EXPERTS:
         counts = count_slots(ids, num_tokens, expert_map, num_valid, slot_rows, M, EXPERTS, TOPK, MAP, BLOCK, ROWS)
