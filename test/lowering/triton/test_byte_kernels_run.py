@@ -31,7 +31,10 @@ COMBINE |= {"out": "bf16", "splits": 2, "early": True}
 EARLY = ", early"
 KERNELS = {
     "sort_tokens": ("sort_tokens", SORT),
-    "sort_quant": ("sort_quant", SORT | QUANT | PLACE | {"stage": 1}),
+    **{
+        f"sort_quant, {warps} warps": ("sort_quant", SORT | QUANT | PLACE | {"stage": 1, "num_warps": warps})
+        for warps in (2, 4)
+    },
     **{f"quant{e}": ("quant", QUANT | {"factor": 1, "early": bool(e)}) for e in ("", EARLY)},
     **{
         f"quant_sort {s}{e}": ("quant_sort", QUANT | PLACE | {"stage": s, "block": BLOCK, "early": bool(e)})
@@ -142,7 +145,7 @@ def ids() -> Tensor:
     return chosen
 
 
-@pytest.mark.parametrize("name", ["sort_tokens", "sort_quant"])
+@pytest.mark.parametrize("name", ["sort_tokens", "sort_quant, 2 warps", "sort_quant, 4 warps"])
 def test_token_sort(assembly, ids, name):
     """Alone and with the fused quantiser of stage 1."""
     shares = torch.rand(TOKENS, TOPK)
