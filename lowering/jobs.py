@@ -34,9 +34,9 @@ def content_key(work: Mapping[str, Any], compiler: str) -> str:
 
 
 @cache
-def sources(folder: Path, package: str) -> str:
-    """A hash of the Python files of `folder` and of the version of the compiler `package`."""
+def sources(folder: Path, package: str, *more: Path) -> str:
+    """A hash of the Python files of `folder`, of `more` files and of the version of the compiler `package`."""
     digest = hashlib.sha256(version(package).encode())
-    for file in sorted(folder.glob("*.py")):
+    for file in [*sorted(folder.glob("*.py")), *more]:
         digest.update(file.read_bytes())
     return digest.hexdigest()

@@ -16,6 +16,7 @@ from typing import Any
 
 from moeloom.lowering.jobs import Job, content_key, sources
 from moeloom.lowering.workers import Workers, make
+from moeloom.runtime import stream
 
 from .architecture import Architecture
 
@@ -91,7 +92,7 @@ def _job(name: str, kernel: Mapping[str, Any], architecture: Architecture, odd_s
         "architecture": architecture.name,
         "odd_strides": sorted(odd_strides),
     }
-    key = content_key(work, sources(Path(__file__).parent, "triton"))
+    key = content_key(work, sources(Path(__file__).parent, "triton", Path(stream.__file__)))
     # The code of a product grows with the rows of a block; of what is left, one kernel takes longer than any other.
     cost = kernel["params"]["block"] if template.endswith(PRODUCTS) else int(template == "route_sort")
     return Job(f"kernel {name} for {architecture.name}", work, f"{key}.{architecture.code}", cost)

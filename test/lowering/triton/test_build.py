@@ -1,6 +1,7 @@
 """Kernels to code objects and the manifest's `kernels`, with templates of the tests' own (worker_of_test.py)."""
 
 import hashlib
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from moeloom.lowering.triton.assembly import instructions, parameters
 from moeloom.lowering.triton.build import ASSEMBLY, CODE, compile_kernels, write_kernels
 from moeloom.lowering.triton.compile import Kept, divisible, kernel_facts
 from moeloom.lowering.triton.templates import TEMPLATES
+from moeloom.runtime import stream
 
 pytestmark = pytest.mark.usefixtures("own_templates")
 GFX942, SM_90 = ARCHITECTURES["gfx942"], ARCHITECTURES["sm_90"]
@@ -192,3 +194,20 @@ def test_workers_do_without_tritons_variables(monkeypatch):
     environment = build.environment()
     assert [name for name in environment if name.startswith("TRITON_")] == []
     assert environment["TMPDIR"] == "/"
+
+
+def test_code_is_kept_for_the_sizes_that_kernels_read(tmp_path, monkeypatch):
+    """Of the runtime they import these alone, so with the templates their file is all that a kernel is made of."""
+    texts = [file.read_text() for file in Path(build.__file__).parent.glob("*.py")]
+    found = {
+        line for text in texts for line in re.findall(r"^from moeloom\.runtime(\S* import (?:stream\b)?)", text, re.M)
+    }
+    assert found == {".stream import ", " import stream"}
+    kernels = {"scaled_0": kernel("scaled")}
+    compile_kernels(kernels, SM_90, tmp_path, quiet)
+    changed = tmp_path / "stream.py"
+    changed.write_text(Path(stream.__file__).read_text() + "MORE = 1\n")
+    monkeypatch.setattr(stream, "__file__", str(changed))
+    monkeypatch.setattr(build, "WORKER", "no_such_module")
+    with pytest.raises(CompileError, match="no_such_module"):
+        compile_kernels(kernels, SM_90, tmp_path, quiet)
