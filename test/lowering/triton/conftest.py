@@ -10,6 +10,7 @@ import pytest
 from torch import Tensor
 from triton.runtime import interpreter
 
+from moeloom.lowering.cache import default_folder, opened
 from moeloom.lowering.triton import build
 from moeloom.lowering.triton.templates import TEMPLATES
 
@@ -32,6 +33,12 @@ def language_prepared_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter.InterpretedFunction, "__call__", called)
         yield
+
+
+@pytest.fixture(scope="session")
+def code_cache() -> Path:
+    """Where users' compilations keep code: several tests judge or run the same kernels."""
+    return opened(default_folder())
 
 
 @pytest.fixture

@@ -85,11 +85,11 @@ KERNELS = {
 
 
 @pytest.fixture(scope="module")
-def assembly(tmp_path_factory) -> Mapping[str, str]:
+def assembly(code_cache) -> Mapping[str, str]:
     kernels = {
         name: {"template": template, "params": TILES[template] | params} for name, (template, params) in KERNELS.items()
     }
-    compiled = build.compile_kernels(kernels, ARCHITECTURES["sm_90"], tmp_path_factory.mktemp("cache"), lambda *_: None)
+    compiled = build.compile_kernels(kernels, ARCHITECTURES["sm_90"], code_cache, lambda *_: None)
     return {name: Path(folder, ASSEMBLY).read_text() for name, folder in compiled.items()}
 
 

@@ -68,10 +68,9 @@ STREAMING = tuple(name for name in KERNELS if name != "small")
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory) -> dict[str, Path]:
+def compiled(code_cache) -> dict[str, Path]:
     kernels = {name: {"template": template, "params": params} for name, (template, params) in KERNELS.items()}
-    cache = tmp_path_factory.mktemp("cache")
-    return build.compile_kernels(kernels, ARCHITECTURES["sm_90"], cache, lambda *_: None)
+    return build.compile_kernels(kernels, ARCHITECTURES["sm_90"], code_cache, lambda *_: None)
 
 
 @cache

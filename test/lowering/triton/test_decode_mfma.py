@@ -1,8 +1,6 @@
 """The decode kernels for CDNA GPUs, judged by their code and run by an interpreter of it: nothing here was timed."""
 
-import fcntl
 import json
-import os
 from importlib import import_module
 from pathlib import Path
 
@@ -80,18 +78,13 @@ def target(request) -> str:
 
 
 @pytest.fixture(scope="module")
-def compiled(target, tmp_path_factory) -> dict[str, Path]:
+def compiled(target, code_cache) -> dict[str, Path]:
     architecture = ARCHITECTURES[target]
     programs = {"programs": architecture.processors * SIMDS * GPT_OSS["waves"]}
     whole = {name: (template, params | programs) for name, (template, params) in KERNELS.items()}
     wanted = (whole | RUN).items()
     kernels = {name: {"template": template, "params": params} for name, (template, params) in wanted}
-    folder = tmp_path_factory.getbasetemp()
-    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
-    cache = folder / "decode_mfma"
-    with (folder / "decode_mfma.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of two processes with tests, one compiles
-        return build.compile_kernels(kernels, architecture, cache, lambda *_: None)
+    return build.compile_kernels(kernels, architecture, code_cache, lambda *_: None)
 
 
 @pytest.fixture(scope="module")

@@ -68,10 +68,9 @@ APART = tuple(name for name in NAMES if "share" not in name)
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> Mapping[str, Path]:
+def folders(code_cache) -> Mapping[str, Path]:
     described = {name: {"template": template, "params": params} for name, (template, params) in KERNELS.items()}
-    cache = tmp_path_factory.mktemp("cache")
-    return build.compile_kernels(described, ARCHITECTURES["sm_90"], cache, lambda *_: None)
+    return build.compile_kernels(described, ARCHITECTURES["sm_90"], code_cache, lambda *_: None)
 
 
 def run(

@@ -96,9 +96,9 @@ KERNELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module")
-def assembly(tmp_path_factory) -> Mapping[str, str]:
+def assembly(code_cache) -> Mapping[str, str]:
     kernels = {name: {"template": template, "params": params} for name, (template, params) in KERNELS.items()}
-    compiled = build.compile_kernels(kernels, ARCHITECTURES["sm_90"], tmp_path_factory.mktemp("cache"), lambda *_: None)
+    compiled = build.compile_kernels(kernels, ARCHITECTURES["sm_90"], code_cache, lambda *_: None)
     return {name: Path(folder, ASSEMBLY).read_text() for name, folder in compiled.items()}
 
 
@@ -201,13 +201,13 @@ SPECIAL = (torch.nan, torch.inf, 0.0, -0.0, 2.0**-126, 2.0**-130, 3.3895e38, 6.0
 
 
 @pytest.fixture(scope="module", params=["even", "rceil"])
-def quantising(request, tmp_path_factory) -> tuple[str, Mapping[str, str]]:
+def quantising(request, code_cache) -> tuple[str, Mapping[str, str]]:
     """A scale mode, and a kernel that takes codes, or quantises by it. The modes are one function, tested elsewhere."""
     kernels = {
         name: {"template": "decode_gate_up", "params": GATE_UP | own}
         for name, own in (("codes", A4), ("quantises", {"quantise": request.param}))
     }
-    compiled = build.compile_kernels(kernels, ARCHITECTURES["sm_90"], tmp_path_factory.mktemp("cache"), lambda *_: None)
+    compiled = build.compile_kernels(kernels, ARCHITECTURES["sm_90"], code_cache, lambda *_: None)
     return request.param, {name: Path(folder, ASSEMBLY).read_text() for name, folder in compiled.items()}
 
 

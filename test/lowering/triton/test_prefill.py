@@ -13,8 +13,10 @@ from moeloom.lowering.targets import TARGETS
 from moeloom.lowering.triton import build
 from moeloom.lowering.triton.architecture import ARCHITECTURES
 from moeloom.lowering.triton.build import CODE, FACTS
+from moeloom.lowering.triton.decode_launches import programs_by_registers
 from moeloom.lowering.triton.templates import TEMPLATES
 
+SM_90 = ARCHITECTURES["sm_90"]
 DISASSEMBLER = Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
 GPT_OSS = {
     "hidden": 2880,
@@ -24,9 +26,8 @@ GPT_OSS = {
     "has_bias": True,
     "has_weights": False,
     "stream_warps": 8,
-    "programs": 264,
     "activation": "swiglu",
-    "alpha": 1.702,
+    "alpha": 1.7020000219345093,  # 1.702 as f32: the very kernels of a layer
     "limit": 7.0,
 }
 DOWN = {name: value for name, value in GPT_OSS.items() if name not in ("activation", "alpha", "limit")}
@@ -40,9 +41,11 @@ KNOWN_SPILLS = {"down_144": 8}
 
 
 def kernel(product: str, block: int, **changed: int) -> dict:
-    """With the table's tile."""
+    """With the table's tile, and as many programs as registers allow."""
     tile = TARGETS["sm_90"].tile(f"prefill_{product}", block=block)
-    params = {**(GPT_OSS if product == "gate_up" else DOWN), "block": block, **tile, **changed}
+    programs = SM_90.processors * programs_by_registers(SM_90, tile["maxnreg"], tile["num_warps"])
+    sizes = GPT_OSS if product == "gate_up" else DOWN
+    params = {**sizes, "block": block, "programs": programs, **tile, **changed}
     return {"template": f"prefill_{product}", "params": params}
 
 
@@ -57,9 +60,8 @@ TABLE = tuple(name for name in KERNELS if name != "down_of_11")
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory) -> dict[str, Path]:
-    cache = tmp_path_factory.mktemp("cache")
-    return build.compile_kernels(KERNELS, ARCHITECTURES["sm_90"], cache, lambda *_: None)
+def compiled(code_cache) -> dict[str, Path]:
+    return build.compile_kernels(KERNELS, SM_90, code_cache, lambda *_: None)
 
 
 @pytest.fixture(scope="module")

@@ -118,10 +118,9 @@ def code_of(folder: Path) -> Code:
 
 
 @pytest.fixture(scope="module")
-def assembly(tmp_path_factory) -> Mapping[str, Code]:
+def assembly(code_cache) -> Mapping[str, Code]:
     kernels = {name: {"template": template, "params": params} for name, (template, params) in KERNELS.items()}
-    cache = tmp_path_factory.mktemp("cache")
-    compiled = build.compile_kernels(kernels, ARCHITECTURES["sm_90"], cache, lambda *_: None)
+    compiled = build.compile_kernels(kernels, ARCHITECTURES["sm_90"], code_cache, lambda *_: None)
     return {name: code_of(folder) for name, folder in compiled.items()}
 
 

@@ -78,12 +78,11 @@ def test_interpreted(interpret, name):
 
 
 @pytest.fixture(scope="module")
-def assembly(tmp_path_factory) -> Callable[[str, Mapping[str, Any]], str]:
-    cache = tmp_path_factory.mktemp("cache")
+def assembly(code_cache) -> Callable[[str, Mapping[str, Any]], str]:
 
     def compiled(template: str, params: Mapping[str, Any]) -> str:
         kernels = {template: {"template": template, "params": dict(params)}}
-        made = build.compile_kernels(kernels, ARCHITECTURES["sm_90"], cache, lambda *_: None)
+        made = build.compile_kernels(kernels, ARCHITECTURES["sm_90"], code_cache, lambda *_: None)
         return Path(made[template], ASSEMBLY).read_text()
 
     return compiled

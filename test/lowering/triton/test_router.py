@@ -62,12 +62,11 @@ def test_interpreted(interpret, name):
 
 
 @pytest.fixture(scope="module")
-def assembly(tmp_path_factory) -> Callable[[dict], str]:
-    cache = tmp_path_factory.mktemp("cache")
+def assembly(code_cache) -> Callable[[dict], str]:
 
     def compiled(params: dict) -> str:
         kernels = {"router": {"template": "router", "params": params}}
-        made = build.compile_kernels(kernels, ARCHITECTURES["sm_90"], cache, lambda *_: None)
+        made = build.compile_kernels(kernels, ARCHITECTURES["sm_90"], code_cache, lambda *_: None)
         return Path(made["router"], ASSEMBLY).read_text()
 
     return compiled

@@ -3,18 +3,18 @@
 The layer is compiled as users compile it: with both activations, in one stage and in two, all branches.
 """
 
+import hashlib
 import json
 import math
 import re
 from collections.abc import Iterator
 from itertools import product
-from pathlib import Path
 
 import pytest
 
 import moeloom
 from moeloom.lowering.triton.architecture import ARCHITECTURES
-from moeloom.lowering.triton.build import ASSEMBLY
+from moeloom.lowering.triton.build import ASSEMBLY, CODE
 from moeloom.lowering.triton.templates import TEMPLATES
 
 TARGETS = ("gfx950", "gfx942", "sm_90")
@@ -47,29 +47,24 @@ SM_REGISTERS, SM_SHARED = 64 * KIB, 228 * KIB  # of an SM of compute capability 
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """Where the layers are compiled; what is compiled stays in its `cache`."""
-    return tmp_path_factory.mktemp("layer")
-
-
-@pytest.fixture(scope="module")
-def layers(make_checkpoint, folder) -> dict[tuple, dict]:
+def layers(make_checkpoint, code_cache, tmp_path_factory) -> dict[tuple, dict]:
     """(activations, stages) -> the manifest's targets."""
     sizes = {"layers": 1, "hidden": 2880, "intermediate": 2880, "experts": 128, "topk": 4, "vocab": 64}
     heads = {"attention_heads": 2, "key_value_heads": 2, "head_dim": 32, "seed": 0}
+    folder = tmp_path_factory.mktemp("layer")
     config = folder / "config.json"
     config.write_text(json.dumps(make_checkpoint.gpt_oss_config(make_checkpoint.Sizes(**sizes, **heads))))
     made = {}
     for activations, stages in product(("mxfp4", "bf16"), (2, 1)):
         path = folder / f"{activations}-{stages}.moel"
-        options = {"activations": activations, "stages": stages, "weights": "none", "cache": folder / "cache"}
+        options = {"activations": activations, "stages": stages, "weights": "none", "cache": code_cache}
         moeloom.compile(config, path, targets=TARGETS, **options)
         made[activations, stages] = json.loads((path / "manifest.json").read_text())["targets"]
     # The portable products, which sm_90 takes for weights as they are alone.
     for activations in ("mxfp4", "bf16"):
         path = folder / f"{activations}-rows.moel"
         options = {"activations": activations, "weight_layout": "row_major", "weights": "none"}
-        moeloom.compile(config, path, targets=["sm_90"], stages=2, cache=folder / "cache", **options)
+        moeloom.compile(config, path, targets=["sm_90"], stages=2, cache=code_cache, **options)
         made[activations, "row_major 2"] = json.loads((path / "manifest.json").read_text())["targets"]
     return made
 
@@ -112,10 +107,11 @@ def test_launches_that_overlap_say_so(layers):
 COUNTERS = r"\b(red\.global\.gpu\.relaxed\.max\.s32|atom\.global\.gpu\.relaxed\.add\.u32)"
 
 
-def test_waits_for_the_launch_in_front(layers, folder):
+def test_waits_for_the_launch_in_front(layers, code_cache):
     """At the very start; an early kernel has read its list and begun with its weights, and waits on all its ways."""
-    texts = [path.read_text() for path in folder.glob(f"cache/*.cubin/{ASSEMBLY}")]
-    assert len(texts) >= len({code["sha256"] for _, _, code in codes(layers, "sm_90")})
+    made = {code["sha256"] for _, _, code in codes(layers, "sm_90")}
+    kept = {hashlib.sha256((path / CODE).read_bytes()).hexdigest(): path for path in code_cache.glob("*.cubin")}
+    texts = [(kept[code] / ASSEMBLY).read_text() for code in made]
     for text in texts:
         start = text.index(".reqntid")
         before, after = text[start : text.index("griddepcontrol.wait")], text[text.index("griddepcontrol.wait") :]
