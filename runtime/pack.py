@@ -3,7 +3,9 @@
 Plain torch, one expert at a time. A recipe is the `moe.pack` dictionary of a weight argument.
 """
 
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +19,7 @@ from moeloom.runtime.reference import quantise
 TILE_ROWS = 16
 CHUNK_WORDS = 32767  # i32 a step: in the second-level cache, and below what torch hands to its threads, which
 # would meet after each of these short operations; on a busy machine that cost 30 times the work
+STREAMS_AT_ONCE = 2  # more would wait for Python's lock
 Recipe = Mapping[str, Any]
 Memo = dict[tuple, list[Tensor]]
 
@@ -42,8 +45,8 @@ def pack(
         yield _get(source, names[0])
         return
     if recipe["kind"] == "stream":
-        for e in range(_count(source, names[:1], experts)):
-            yield _stream(recipe, *(expert_of(source, name, e) for name in names))
+        numbers = range(_count(source, names[:1], experts))
+        yield from _streams(recipe, ([expert_of(source, name, e) for name in names] for e in numbers))
         return
     key = (*names, recipe.get("quantize"), recipe.get("rows"), recipe.get("order"))
     if recipe["kind"] == "scales" and memo is not None and key in memo:
@@ -100,6 +103,21 @@ def _pack_expert(recipe: Recipe, one: Tensor, kept_scales: list[Tensor] | None) 
     if one.dtype.itemsize != 1:
         raise ArtifactError(f"{recipe['sources']} is {one.dtype}; unquantised weights need --quantize-weights mxfp4")
     return _pack_bytes(recipe, kind, one.view(torch.uint8).reshape(one.shape[0], -1))
+
+
+def _streams(recipe: Recipe, experts: Iterable[Sequence[Tensor]]) -> Iterator[Tensor]:
+    """The streams of `experts` in their order. On a CPU two are made at a time, while the caller has another."""
+    with ThreadPoolExecutor(STREAMS_AT_ONCE) as pool:
+        begun: deque[Future[Tensor]] = deque()
+        for parts in experts:
+            if parts[0].device.type != "cpu":  # a GPU's current stream is a thread's own
+                yield _stream(recipe, *parts)
+                continue
+            begun.append(pool.submit(_stream, recipe, *parts))
+            if len(begun) > STREAMS_AT_ONCE:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
 
 
 def _stream(recipe: Recipe, one: Tensor, scales: Tensor | None = None) -> Tensor:

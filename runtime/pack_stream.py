@@ -40,8 +40,8 @@ LEAST_SCALE, GREATEST_SCALE = 64, 190  # e8m0 bytes; beyond them a scaled sum mi
 ROWS_TOGETHER = 8  # gates, and ups: registers of one lane
 CODE_BITS = (6, 7, 8, 15)  # of a half, where a bf16 has those of a code, lowest first
 ROTATIONS = ((0, 0, 0, 0), (6, 6, 6, 6), (-4, -4, -4, -4), (2, -6, -6, -6))  # to the left, that bring pairs there
-STEP_WORDS = 32767  # a step on a CPU: in the second-level cache, and below what torch hands to its threads. They would
-# meet after each of these short operations, and so would threads of our own, for Python's lock: two took twice as long
+STEP_WORDS = 65534  # a step on a CPU. Operations have half as many elements, which torch does not hand to its threads:
+# they would meet after each of them. Smaller steps are more of Python, which its lock lets but one thread be in
 
 
 def pack_stream(codes: Tensor, scales: Tensor, rows: str, warps: int) -> Tensor:
@@ -55,9 +55,10 @@ def pack_stream(codes: Tensor, scales: Tensor, rows: str, warps: int) -> Tensor:
     stream = Stream(count, 2 * half, warps)
     out = torch.zeros(stream.shape, dtype=torch.uint8, device=codes.device)
     payload, scale_bytes = (fragments_of(m, rows, ROWS_TOGETHER).squeeze(1) for m in (_words(codes), scales))
-    tiles, some = (stream.tiles, warps) if codes.device.type != "cpu" else (1, _warps_a_step(stream))
+    tiles, some = (stream.tiles, warps) if codes.device.type != "cpu" else _step(stream)
     laid = _Payload(stream, tiles, some, codes.device)
-    for tile in range(0, stream.tiles, tiles):
+    for first in range(0, stream.tiles, tiles):
+        tile = min(first, stream.tiles - tiles)  # the last step lays some tiles once more
         for warp in range(0, warps, some):
             fragments = slice(tile * warps + warp, (tile + tiles - 1) * warps + warp + some)
             laid.lay(out[tile : tile + tiles, :, 1:, warp : warp + some], payload[fragments])
@@ -66,14 +67,12 @@ def pack_stream(codes: Tensor, scales: Tensor, rows: str, warps: int) -> Tensor:
     return out
 
 
-def _warps_a_step(stream: Stream) -> int:
-    """How many fragments of a tile are laid at once on a CPU."""
-    words = FRAGMENT_ROWS * stream.padded_columns // 8
-    return next(
-        some
-        for some in range(stream.warps, 0, -1)
-        if (stream.warps % some == 0 and some * words <= STEP_WORDS) or some == 1
-    )
+def _step(stream: Stream) -> tuple[int, int]:
+    """Tiles, and fragments of each, that are laid at once on a CPU: whole tiles, or a part of one."""
+    most = max(STEP_WORDS // (FRAGMENT_ROWS * stream.padded_columns // 8), 1)
+    if most >= stream.warps:
+        return min(most // stream.warps, stream.tiles), stream.warps
+    return 1, next(some for some in range(most, 0, -1) if stream.warps % some == 0)
 
 
 def unpack_stream(packed: Tensor, rows: str, count: int, columns: int) -> tuple[Tensor, Tensor]:
@@ -122,13 +121,19 @@ class _Payload:
     def __init__(self, stream: Stream, tiles: int, warps: int, device: torch.device):
         self._tables = _word_tables(device)
         self._fragments, self._width = tiles * warps, stream.padded_columns // 8
-        self._shape = (tiles, stream.records, stream.chunks, warps, 8)
+        self._shape = shape = (tiles, stream.records, stream.chunks, warps, 8)
         options: Any = {"dtype": torch.int32, "device": device}
-        self._rows = torch.empty(2, 2, *self._shape, 4, **options)
-        self._low, self._high = (torch.empty(2, *self._shape, 4, **options) for _ in range(2))
-        self._mixed = torch.empty(2, 2, *self._shape, 4, **options)
-        self._pairs = torch.empty(2, 2, 2, *self._shape, 4, **options)
-        self._words = torch.empty(2, self._pairs[0].numel(), **options)
+        self._rows = torch.empty(2, 2, *shape, 4, **options)
+        self._low, self._high = (torch.empty(2, *shape, 4, **options) for _ in range(2))
+        mixed = torch.empty(2, 2, *shape, 4, **options)
+        self._even, self._odd = mixed.unbind(1)
+        pairs = torch.empty(2, 2, 2, *shape, 4, **options)
+        self._halves = [(some, *low_high) for some, low_high in zip(mixed, pairs, strict=True)]
+        self._indices = [one.view(-1) for one in pairs]
+        self._words = torch.empty(2, self._indices[0].numel(), **options)
+        self._parts = list(zip(*self._words.view(2, 2, -1), strict=True))
+        # The four words of a lane travel as one element of 16 bytes.
+        self._lanes = self._words[0].view(torch.complex128).view(4, *shape).permute(1, 2, 3, 4, 5, 0)
 
     def lay(self, target: Tensor, source: Tensor) -> None:
         """target u8 [tiles, records, chunks, warps, 512], source i32 [fragments, 2, 8, K/8], the last may lack.
@@ -138,23 +143,25 @@ class _Payload:
         """
         tiles, records, chunks, warps, _ = self._shape
         whole = padded(source, self._fragments, self._width)
-        self._rows.copy_(whole.view(tiles, warps, 2, 8, records, chunks, 4, 2).permute(2, 7, 0, 4, 5, 1, 3, 6))
+        halves = whole.view(tiles, warps, 2, 8, records, chunks, 4, 2).permute(2, 7, 0, 4, 5, 1, 3, 6)
+        for rows, half in zip(self._rows, halves, strict=True):
+            rows.copy_(half)
         one, other = self._rows  # of both row halves: [pairs 0 1 or 2 3, tiles, records, chunks, warps, r, t]
         # Side by side the bytes of both halves, first for c = 0 and 2, then for c = 1 and 3.
         torch.bitwise_and(one, EVEN_BYTES, out=self._low)
         torch.bitwise_and(other, EVEN_BYTES, out=self._high)
-        torch.add(self._low, self._high, alpha=256, out=self._mixed[:, 0])
+        torch.add(self._low, self._high, alpha=256, out=self._even)
         torch.bitwise_right_shift(one, 8, out=self._low).bitwise_and_(EVEN_BYTES)
         torch.bitwise_and(other, ODD_BYTES, out=self._high)
-        torch.bitwise_or(self._low, self._high, out=self._mixed[:, 1])
-        halves = self._mixed.view(torch.uint16).view(2, 2, *self._shape, 4, 2)
-        for table, some, pairs, words in zip(self._tables, halves, self._pairs, self._words, strict=True):
-            pairs.copy_(some.permute(7, 0, *range(1, 7)))
-            torch.index_select(table, 0, pairs.view(-1), out=words)
-        words = self._words[0].bitwise_or_(self._words[1])
-        # The four words of a lane travel as one element of 16 bytes.
-        lanes = words.view(torch.complex128).view(4, *self._shape).permute(1, 2, 3, 4, 5, 0)
-        target.view(torch.complex128).view(*self._shape, 4).copy_(lanes)
+        torch.bitwise_or(self._low, self._high, out=self._odd)
+        for mixed, low, high in self._halves:
+            torch.bitwise_and(mixed, 0xFFFF, out=low)
+            torch.bitwise_right_shift(mixed, 16, out=high).bitwise_and_(0xFFFF)
+        for table, indices, words in zip(self._tables, self._indices, self._words, strict=True):
+            torch.index_select(table, 0, indices, out=words)
+        for words, more in self._parts:
+            words.bitwise_or_(more)
+        target.view(torch.complex128).view(*self._shape, 4).copy_(self._lanes)
 
 
 def _lay_scales(target: Tensor, source: Tensor, stream: Stream) -> None:

@@ -19,8 +19,12 @@ def matrix(rows: int, columns: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize(("rows", "columns", "warps"), [(32, 32, 1), (64, 96, 4), (160, 2880, 8), (96, 1056, 4)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "warps"),
+    [(32, 32, 1), (64, 96, 4), (160, 2880, 8), (96, 1056, 4), (192, 2880, 4), (160, 7168, 8)],
+)
 def test_unpacks_to_the_byte(order, rows, columns, warps):
+    """The last two are laid in steps of two tiles of three, and of half a tile."""
     codes, scales = matrix(rows, columns)
     packed = pack_stream(codes, scales, order, warps)
     assert packed.shape == Stream(rows, columns, warps).shape
