@@ -1,6 +1,6 @@
 """Packed weights (docs/program.md, "Packed weights"): a checkpoint's tensors as the bytes a kernel reads, and back.
 
-Plain torch, one expert at a time. A recipe is the `moe.pack` dictionary of a weight argument.
+Plain torch, an expert at a time, streams on a CPU two. A recipe is the `moe.pack` dictionary of a weight argument.
 """
 
 from collections import deque

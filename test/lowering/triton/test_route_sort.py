@@ -79,7 +79,6 @@ def test_interpreted(interpret, name):
 
 @pytest.fixture(scope="module")
 def assembly(code_cache) -> Callable[[str, Mapping[str, Any]], str]:
-
     def compiled(template: str, params: Mapping[str, Any]) -> str:
         kernels = {template: {"template": template, "params": dict(params)}}
         made = build.compile_kernels(kernels, ARCHITECTURES["sm_90"], code_cache, lambda *_: None)

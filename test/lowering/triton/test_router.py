@@ -63,7 +63,6 @@ def test_interpreted(interpret, name):
 
 @pytest.fixture(scope="module")
 def assembly(code_cache) -> Callable[[dict], str]:
-
     def compiled(params: dict) -> str:
         kernels = {"router": {"template": "router", "params": params}}
         made = build.compile_kernels(kernels, ARCHITECTURES["sm_90"], code_cache, lambda *_: None)
